@@ -1,0 +1,211 @@
+"""Embeds all passages with a snapshot's passage tower: Embed_doc(z) for every z. REALM, section 3.3.
+
+    python -m beam_jobs.embed_passages --snapshot=SNAP --passages=P --output=E -- --direct_num_workers=2
+
+Every record file of passages becomes one file of embeddings, row i of all of them being passage i, in whichever order and on
+however many workers the files are done. Run again after a crash, files that are there are kept. The output is an index.
+"""
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import apache_beam as beam
+import numpy as np
+import tensorflow as tf
+from absl import flags
+
+from beam_jobs import pipelines
+from realm_tf import artifacts, examples, index, passages, progress, snapshots
+from realm_tf.index import IndexConfig
+
+_LENGTH_STEP = 16  # one compiled program for every so many word pieces
+_BATCHES_AT_ONCE = 64  # passages sorted by length together, in batches
+_COUNTERS = ("passages", "tokens", "padded_tokens")
+
+
+# ----------------------------------------------------------------------------------------------------------- one worker
+
+
+class Embedder:
+  """The passage tower of a snapshot, compiled for few input shapes.
+
+  Args:
+    snapshot: folder.
+    batch_size: passages in a batch.
+    jit_compile: compile with XLA.
+  """
+
+  def __init__(self, snapshot: str, *, batch_size: int, jit_compile: bool):
+    self.batch_size = batch_size
+    self.retriever = snapshots.load_retriever(snapshot)
+    self.tokenizer = snapshots.load_tokenizer(snapshot)
+    self._snapshot = artifacts.read_info(snapshot)["fingerprint"]
+    self._embed = tf.function(lambda tokens, segments: self.retriever.embed_passages(tokens, segments), jit_compile=jit_compile)
+
+  def use(self, snapshot: str) -> None:
+    """Takes the weights of another snapshot of the same models; what is compiled stays."""
+    fingerprint = artifacts.read_info(snapshot)["fingerprint"]
+    if fingerprint != self._snapshot:
+      snapshots.load_weights(self.retriever, os.path.join(snapshot, "retriever.weights.h5"))
+      self._snapshot = fingerprint
+
+  def __call__(self, title_ids: tf.RaggedTensor, text_ids: tf.RaggedTensor) -> tuple[np.ndarray, dict[str, int]]:
+    """Embeds N passages in batches of like length.
+
+    Returns:
+      embeddings [N, D] float32 in the order given, and counts by the names of _COUNTERS.
+    """
+    packed = examples.pack_passages(title_ids, text_ids, tokenizer=self.tokenizer, length=self.retriever.passage_length)
+    tokens, segments = packed.token_ids.numpy(), packed.segment_ids.numpy()  # [N, L]
+    lengths = np.count_nonzero(tokens, axis=1)
+    order = np.argsort(lengths, kind="stable")
+    batches, computed = [], 0
+    for start in range(0, len(order), self.batch_size):
+      rows = order[start:start + self.batch_size]
+      length = min(-(-lengths[rows[-1]] // _LENGTH_STEP) * _LENGTH_STEP, self.retriever.passage_length)
+      filler = [[0, self.batch_size - len(rows)], [0, 0]]
+      batches.append(self._embed(np.pad(tokens[rows, :length], filler), np.pad(segments[rows, :length], filler)))
+      computed += self.batch_size * length
+    embeddings = np.empty([len(order), self.retriever.dim], np.float32)
+    embeddings[order] = tf.concat(batches, axis=0)[:len(order)].numpy()
+    return embeddings, dict(zip(_COUNTERS, (len(order), int(lengths.sum()), int(computed - lengths.sum()))))
+
+
+# One model per process, however many threads Beam runs bundles in: TensorFlow's own threads use all cores. It outlives a
+# pipeline, so that a job which watches for snapshots compiles only once.
+_lock = threading.Lock()
+_embedders: dict[str, Embedder] = {}
+
+
+def _embedder(snapshot: str, batch_size: int, jit_compile: bool) -> Embedder:
+  key = artifacts.fingerprint_of(snapshots.model_config(snapshot, "retriever"), batch_size, jit_compile)
+  if key not in _embedders:
+    _embedders.clear()
+    _embedders[key] = Embedder(snapshot, batch_size=batch_size, jit_compile=jit_compile)
+  _embedders[key].use(snapshot)
+  return _embedders[key]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """A record file of passages and the file of embeddings to write."""
+
+  source: str
+  target: str
+
+
+class EmbedShard(beam.DoFn):
+  """Embeds the passages of one record file.
+
+  Args:
+    snapshot: folder.
+    batch_size, jit_compile: see `Embedder`.
+  """
+
+  def __init__(self, snapshot: str, *, batch_size: int, jit_compile: bool):
+    self.snapshot, self.batch_size, self.jit_compile = snapshot, batch_size, jit_compile
+
+  def setup(self):
+    self.counters = {name: beam.metrics.Metrics.counter("embed_passages", name) for name in _COUNTERS}
+
+  def process(self, shard: Shard):
+    parts = []
+    with _lock:
+      embedder = _embedder(self.snapshot, self.batch_size, self.jit_compile)
+      for title_ids, text_ids in _read_ids(shard.source, rows_at_once=_BATCHES_AT_ONCE * self.batch_size):
+        embeddings, counts = embedder(title_ids, text_ids)
+        parts.append(embeddings)
+        for name, count in counts.items():
+          self.counters[name].inc(count)
+    index.write_shard(shard.target, np.concatenate(parts) if parts else np.empty([0, embedder.retriever.dim]))
+
+
+def _read_ids(path: str, *, rows_at_once: int) -> Iterator[tuple[tf.RaggedTensor, tf.RaggedTensor]]:
+  """Title and text word pieces of a record file, many rows at a time and parsed by TensorFlow: the rest is not needed here."""
+  features = {name: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for name in ("title_ids", "text_ids")}
+  records = tf.data.TFRecordDataset(path, compression_type="GZIP").batch(rows_at_once)
+  for parsed in records.map(lambda batch: tf.io.parse_example(batch, features)).prefetch(1):
+    yield parsed["title_ids"], parsed["text_ids"]
+
+
+# -------------------------------------------------------------------------------------------------------------- the job
+
+
+def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConfig = IndexConfig(), batch_size: int = 64,
+          jit_compile: bool = True, beam_args: Sequence[str] = ()) -> dict:
+  """Publishes an index: the embeddings of all passages, and ScaNN's state where the config says so.
+
+  Args:
+    output: the index folder to write; what an interrupted run left for it is used.
+    config: of the searcher.
+    batch_size, jit_compile: see `Embedder`.
+    beam_args: Beam's options.
+
+  Returns:
+    The index's info.json.
+
+  Raises:
+    ArtifactError: the snapshot or the passages are incomplete or have different vocabularies, or an embedding is not finite.
+  """
+  wanted = artifacts.read_info(passages_folder, kind=passages.KIND)
+  examples.check_vocabulary(wanted, passages_folder, snapshots.load_tokenizer(snapshot))
+  num_passages, started = wanted["counts"]["passages"], time.time()
+  with artifacts.publish(output, kind=index.KIND, config=dataclasses.asdict(config),
+                         inputs={"snapshot": snapshot, "passages": passages_folder}, resume=True) as staged:
+    counts = _run(staged.path, snapshot, passages_folder, num_passages=num_passages, batch_size=batch_size,
+                  jit_compile=jit_compile, beam_args=beam_args)
+    embed_secs = time.time() - started
+    staged.details = index.build(staged.path, config, num_rows=num_passages) | {
+        "snapshot_step": artifacts.read_info(snapshot)["step"], "started": started, "embed_secs": round(embed_secs, 3),
+        "refresh_secs": round(time.time() - started, 3), "passages_per_sec": round(counts["passages"] / embed_secs, 1),
+        "padded_share": round(counts["padded_tokens"] / max(counts["tokens"] + counts["padded_tokens"], 1), 4)}
+    staged.counts = {"passages": num_passages, "embedded_now": counts["passages"], "tokens": counts["tokens"]}
+  info = artifacts.read_info(output)
+  print(f"{output}: {num_passages:,} passages, {info['passages_per_sec']:,.0f}/s, {info['refresh_secs']:.1f} s", flush=True)
+  return info
+
+
+def _run(folder: str, snapshot: str, passages_folder: str, *, num_passages: int, batch_size: int, jit_compile: bool,
+         beam_args: Sequence[str]) -> dict[str, int]:
+  """Writes the embedding files that `folder` lacks; counts of those by the names of _COUNTERS."""
+  sources = passages.shard_paths(passages_folder)
+  shards = [Shard(source, os.path.join(folder, index.shard_name(i, len(sources)))) for i, source in enumerate(sources)]
+  missing = [shard for shard in shards if not artifacts.gfile.exists(shard.target)]
+  pipeline, ended = pipelines.pipeline(beam_args), threading.Event()
+  to_do = num_passages * len(missing) // len(shards)
+  threading.Thread(target=_show_progress, args=[folder, len(missing), to_do, ended]).start()
+  try:
+    with pipeline:
+      _ = (pipeline | beam.Create(missing) | beam.Reshuffle()
+           | beam.ParDo(EmbedShard(snapshot, batch_size=batch_size, jit_compile=jit_compile)))
+  finally:
+    ended.set()
+  found = {counter.key.metric.name: counter.result for counter in pipeline.result.metrics().query()["counters"]}
+  return {name: found.get(name, 0) for name in _COUNTERS}
+
+
+def _show_progress(folder: str, num_files: int, num_passages: int, ended: threading.Event) -> None:
+  """Prints the rate by the files that have appeared: they are the one thing to see from here, wherever the workers are."""
+  rate, before = progress.Rate("passages", num_passages), len(index.shard_paths(folder))
+  while not ended.wait(2):
+    done_files = len(index.shard_paths(folder)) - before
+    rate.add(num_passages * done_files // max(num_files, 1) - rate.done)
+
+
+def main(argv: Sequence[str]) -> None:
+  args = flags.FLAGS
+  embed(args.output, snapshot=args.snapshot, passages_folder=args.passages, config=IndexConfig(searcher=args.searcher),
+        batch_size=args.batch_size, jit_compile=args.jit_compile, beam_args=argv[1:])
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("snapshot", None, "The snapshot folder to embed with.", required=True)
+  flags.DEFINE_string("passages", None, "The passages folder.", required=True)
+  flags.DEFINE_string("output", None, "The index folder to write.", required=True)
+  flags.DEFINE_enum("searcher", "exact", ("exact", "scann"), "What the index is for; exact is the embeddings alone.")
+  flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
+  flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA.")
+  pipelines.start("beam_jobs.embed_passages")

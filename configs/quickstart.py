@@ -1,0 +1,75 @@
+"""The whole of REALM on the built-in corpus, from scratch, on two CPU cores.
+
+    make quickstart
+
+2,000 passages, 9,000 pre-training sentences, 3,400 questions; models of 2 layers x 64. About 15 minutes.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config():
+  c = config_dict.ConfigDict()
+  c.run_dir = "runs/quickstart"  # everything is written below
+  run = c.get_ref("run_dir")
+  c.seed = 0
+  c.jit_compile = False  # XLA for the training steps
+
+  # ---- inputs, as the jobs before left them ----
+  c.passages = run + "/passages"  # Z, what is retrieved
+  c.knowledge_spans = run + "/spans-knowledge"  # its sentences with salient spans
+  c.spans = run + "/spans"  # sentences of X, the pre-training text, with salient spans
+  c.dev_clozes = run + "/corpus/clozes.dev.jsonl"  # recall while training; "" for none
+
+  # ---- models ----
+  c.encoder = dict(
+      preset="",  # a KerasHub preset, or a folder with a published BERT; "" for a fresh one of the sizes below
+      num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256, max_sequence_length=80,
+      dropout=0.0,
+      init_std=0.125,  # of fresh weights; 0.02 for a BERT of published size
+  )
+  c.retriever = dict(
+      projection_dim=64, query_length=24, passage_length=44,
+      pooling="cls",  # or "mean" over word pieces
+      shared=True,  # one tower for queries and passages
+      dropout=0.0, scale=1.0)
+  c.reader = dict(length=64, max_masks=5)
+
+  # ---- warm starts ----
+  c.ict = dict(
+      workdir=run + "/ict", steps=500, batch_size=64, learning_rate=2e-3,
+      removal_rate=0.9,  # how often the query sentence is taken out of its passage
+      log_every=50, checkpoint_every=250)
+  c.warmup = dict(steps=1600, batch_size=64, learning_rate=2e-3, log_every=100, checkpoint_every=400)
+
+  # ---- REALM ----
+  c.searcher = "exact"  # or "scann"
+  c.realm = dict(
+      workdir=run + "/realm",
+      init=run + "/ict",  # snapshots/ to start the retriever from
+      steps=800, batch_size=32, learning_rate=1e-3,
+      retriever_learning_rate_ratio=0.3,
+      num_candidates=5,  # the null passage included
+      null_passage=True,
+      drop_own_passage=True,  # trivial retrievals
+      per_token=False,  # marginalise each masked word piece by itself (the released code) instead of all together (the paper)
+      log_every=20, checkpoint_every=200)
+  c.refresh = dict(
+      every_steps=100,  # a snapshot to re-embed the corpus from
+      start_job=True,  # False: you run `python -m beam_jobs.refresh_index --watch` yourself
+      job_args=())  # of beam_jobs.refresh_index; Beam's own follow "--"
+
+  # ---- Open-QA ----
+  c.finetune = dict(
+      workdir=run + "/finetune",
+      retrieval="dense",  # or a baseline: "bm25", "none" (closed book)
+      retriever=run + "/realm",  # snapshots/ and indexes/ to start from
+      reader=run + "/realm",  # snapshots/ whose reader's encoder the span reader starts from
+      questions=run + "/corpus/questions.train.jsonl",
+      steps=400, batch_size=32, learning_rate=1e-3, retriever_learning_rate_ratio=0.3,
+      beam=200,  # passages in the retriever's loss
+      num_read=5,  # passages read
+      reader_length=64, max_span=5, span_dim=64,
+      sync_steps=10,  # how often retrieval takes over the question tower's new weights
+      log_every=50, checkpoint_every=200)
+  return c

@@ -1,0 +1,323 @@
+"""Writes the built-in corpus: passages, pre-training texts, questions and clozes about an invented archipelago.
+
+    python -m quickstart_corpus.generate --output=DIR --seed=0 --num_entities=1000
+
+Each entity has four facts: three for training, and one for dev or test. Knowledge tells all of them; the pre-training texts and the
+training questions tell only training facts, in other words, so a model does well on dev and test only if it retrieves and reads.
+
+    knowledge/part-*.jsonl                  {"title", "text"}: two passages per entity, two facts each
+    pretraining/part-*.jsonl                {"title", "text"}: each training fact three times, in sentences of mixed origin
+    questions.{train,dev,test}.jsonl        {"question", "answer": [str], "title", "kind": "name" | "alias" | "description"}
+    clozes.{dev,test}.jsonl                 {"text", "answer": [str], "span": [start, end], "title"}: where the answer stands
+    facts.jsonl                             {"title", "alias", "relation", "answer", "split"}
+
+The same seed and number of entities give the same bytes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+from absl import app
+from absl import flags
+import numpy as np
+
+from quickstart_corpus import tables
+
+NUM_PARTS = 4  # files in knowledge/ and in pretraining/
+DEV_SHARE = 0.4  # of the held-out facts; the others are for test
+THREE_SYLLABLE_SHARE = 0.4
+NICKNAME_SHARE = 0.7  # of the aliases; the others are made from the name
+TEXT_ALIAS_SHARE = 0.3  # of the pre-training sentences and clozes
+QUESTION_SHARES = {"name": 0.6, "alias": 0.25, "description": 0.15}
+REPEAT_NAME_SHARE = 0.1  # how often a passage's second sentence says the name again
+
+
+class Fact(NamedTuple):
+  """One answer: `split` is train, dev or test; `passage` says which of its entity's two passages tells it."""
+
+  relation: tables.Relation
+  answer: str
+  split: str
+  passage: int
+
+
+class Entity(NamedTuple):
+  """What a passage is about; `alias` includes its article, as in "the Silver Fox"."""
+
+  subject: tables.Subject
+  name: str
+  alias: str
+  pronoun: str
+  facts: tuple[Fact, ...]
+
+  @property
+  def in_a_sentence(self) -> str:
+    return self.subject.article + self.name
+
+
+def generate(output: str | pathlib.Path, *, seed: int, num_entities: int) -> None:
+  """Writes the whole corpus into a folder, over what is there.
+
+  Args:
+    output: the folder; made if missing.
+    seed: of everything that is drawn.
+    num_entities: a multiple of the number of subjects.
+
+  Raises:
+    ValueError: `num_entities` cannot be divided among the subjects.
+  """
+  if num_entities < 1 or num_entities % len(tables.SUBJECTS):
+    raise ValueError(
+        f"num_entities is {num_entities}; expected a positive multiple of {len(tables.SUBJECTS)}, the number of subjects")
+  output = pathlib.Path(output)
+  # One generator per product, so that a change to one leaves the others as they were.
+  world_rng, passage_rng, text_rng, question_rng, cloze_rng = np.random.default_rng(seed).spawn(5)
+  entities = make_entities(world_rng, num_entities)
+
+  _write_parts(output / "knowledge", [row for entity in entities for row in passages(passage_rng, entity)])
+  _write_parts(output / "pretraining", pretraining_documents(text_rng, entities))
+  descriptive = unique_facts(entities)
+  for split, num_wordings in (("train", 2), ("dev", 1), ("test", 1)):
+    _write(output / f"questions.{split}.jsonl", questions(
+        question_rng, entities, split, num_wordings=num_wordings, descriptive=descriptive))
+  for split, num_wordings in (("dev", 1), ("test", 2)):
+    _write(output / f"clozes.{split}.jsonl", clozes(cloze_rng, entities, split, num_wordings=num_wordings))
+  _write(output / "facts.jsonl", (
+      {"title": entity.name, "alias": entity.alias, "relation": fact.relation.name, "answer": fact.answer, "split": fact.split}
+      for entity in entities for fact in entity.facts))
+
+
+# ---- the world ----
+
+
+def make_entities(rng: np.random.Generator, num_entities: int) -> list[Entity]:
+  """Draws the world: names, aliases and facts. Every name, answers included, is unique to what it names."""
+  taken = _template_words()
+  names = _invent_names(rng, tables.ENTITY_ENDINGS, num_entities, taken=taken)
+  pools = {"year": [str(year) for year in tables.YEARS]}
+  for pool, endings in tables.POOL_ENDINGS.items():
+    size = max(tables.MIN_POOL_SIZE, int(tables.POOL_SHARES[pool] * num_entities))
+    pools[pool] = _invent_names(rng, endings, size, taken=taken)
+
+  num_dev = round(DEV_SHARE * num_entities)
+  held_out = _shuffled(rng, ["dev"] * num_dev + ["test"] * (num_entities - num_dev))
+  per_subject = num_entities // len(tables.SUBJECTS)
+  aliases: set[str] = set()
+  entities = []
+  for number, subject in enumerate(tables.SUBJECTS):
+    mine = slice(number * per_subject, (number + 1) * per_subject)
+    answers = _draw_answers(rng, subject, names[mine], pools)
+    nicknames = _shuffled(rng, [f"the {a} {n}" for a in tables.NICKNAME_ADJECTIVES for n in subject.nickname_nouns])
+    for i, (name, split) in enumerate(zip(names[mine], held_out[mine])):
+      if nicknames and rng.random() < NICKNAME_SHARE:
+        alias = nicknames.pop()
+      else:
+        alias = _derived_alias(rng, name, subject, taken=aliases)
+      aliases.add(alias)
+      order = rng.permutation(4)  # the first two are told in one passage, the last two in the other
+      facts = tuple(
+          Fact(subject.relations[j], answers[i][j], split if j == i % 4 else "train", passage=k // 2) for k, j in enumerate(order))
+      entities.append(Entity(subject, name, alias, _pick(rng, subject.pronouns), facts))
+  return entities
+
+
+def _invent_names(rng: np.random.Generator, endings: Sequence[str], count: int, *, taken: set[str]) -> list[str]:
+  """Draws `count` names that are not in `taken`, and adds them to it."""
+  names = []
+  while len(names) < count:
+    middle = _pick(rng, tables.MIDDLE_SYLLABLES) if rng.random() < THREE_SYLLABLE_SHARE else ""
+    name = (_pick(rng, tables.FIRST_SYLLABLES) + middle + _pick(rng, endings)).capitalize()
+    if name.lower() not in taken:
+      taken.add(name.lower())
+      names.append(name)
+  return names
+
+
+def _draw_answers(rng: np.random.Generator, subject: tables.Subject, names: Sequence[str],
+                  pools: dict[str, list[str]]) -> list[list[str]]:
+  """Draws each name's four answers: no two alike, none a part of the name; a relation uses one twice only if its pool is used up."""
+  answers: list[list[str]] = [[] for _ in names]
+  for relation in subject.relations:
+    pool = pools[relation.pool]
+    queue: list[str] = []
+    for name, mine in zip(names, answers):
+      if len(queue) <= len(subject.relations):  # so that one that fits is always there
+        queue += _shuffled(rng, pool)
+      answer = next(a for a in queue if a not in mine and a.lower() not in name.lower())
+      queue.remove(answer)
+      mine.append(answer)
+  return answers
+
+
+def _derived_alias(rng: np.random.Generator, name: str, subject: tables.Subject, *, taken: set[str]) -> str:
+  """Talvora -> "the Talvoran Town", or with another suffix; never one that another entity has."""
+  stem = name.rstrip("aeiou")
+  candidates = (f"the {stem}{suffix} {subject.derived_noun}" for suffix in _shuffled(rng, tables.DERIVED_SUFFIXES))
+  return next(alias for alias in candidates if alias not in taken)
+
+
+def _template_words() -> set[str]:
+  """All words that the wordings use, which no name may be."""
+  wordings = [
+      wording for subject in tables.SUBJECTS for relation in subject.relations
+      for wording in (*relation.passages, *relation.texts, *relation.questions)]
+  return set(re.findall(r"[a-z]+", " ".join(wordings).lower()))
+
+
+def unique_facts(entities: Iterable[Entity]) -> set[tuple[str, str]]:
+  """The (relation name, answer) pairs that only one entity has."""
+  counts = Counter((fact.relation.name, fact.answer) for entity in entities for fact in entity.facts)
+  return {pair for pair, count in counts.items() if count == 1}
+
+
+# ---- what is written about it ----
+
+
+def passages(rng: np.random.Generator, entity: Entity) -> list[dict[str, str]]:
+  """Tells an entity's facts in two passages. The first sentence names it, later ones seldom do; one passage tells the alias."""
+  alias_passage = rng.integers(2)
+  rows = []
+  for number in range(2):
+    sentences = []
+    for fact in entity.facts:
+      if fact.passage != number:
+        continue
+      wordings = fact.relation.passages
+      subject = other = entity.in_a_sentence
+      if not sentences and number == alias_passage:
+        wordings = [wording for wording in wordings if wording.startswith("{e}")]  # only there a clause can follow the name
+        subject += _pick(rng, tables.ALIAS_CLAUSES).format(alias=entity.alias)
+      elif sentences and rng.random() >= REPEAT_NAME_SHARE:
+        other = f"the {entity.subject.noun}"
+        subject = _pick(rng, (entity.pronoun, other))
+      sentences.append(_sentence(_pick(rng, wordings).format(e=subject, o=other, a=fact.answer)))
+    rows.append({"title": entity.name, "text": " ".join(sentences)})
+  return rows
+
+
+def pretraining_documents(rng: np.random.Generator, entities: Sequence[Entity]) -> list[dict[str, str]]:
+  """Tells every training fact in three wordings, three or four sentences about different entities to a document."""
+  documents = []
+  for wording in range(3):
+    for turn in range(3):  # a turn takes one training fact of every entity, so a document never has two of the same
+      sentences = []
+      for i in rng.permutation(len(entities)):
+        training = [fact for fact in entities[i].facts if fact.split == "train"]
+        sentences.append(_text(rng, entities[i], training[turn], fact_wording=wording)["text"])
+      while sentences:
+        size = rng.integers(3, 5)
+        title = f"{_pick(rng, tables.JOURNALS)} {len(documents) + 1}"
+        documents.append({"title": title, "text": " ".join(sentences[:size])})
+        del sentences[:size]
+  return documents
+
+
+def clozes(rng: np.random.Generator, entities: Iterable[Entity], split: str, *, num_wordings: int) -> list[dict[str, Any]]:
+  """Tells each fact of a split as the pre-training texts would, and says where the answer stands."""
+  return [
+      _text(rng, entity, fact, fact_wording=wording)
+      for entity in entities for fact in entity.facts if fact.split == split
+      for wording in sorted(rng.permutation(3)[:num_wordings])]
+
+
+def _text(rng: np.random.Generator, entity: Entity, fact: Fact, *, fact_wording: int) -> dict[str, Any]:
+  """One pre-training sentence, in the form of a cloze."""
+  reference = entity.alias if rng.random() < TEXT_ALIAS_SHARE else entity.in_a_sentence
+  before, after = fact.relation.texts[fact_wording].replace("{e}", reference).split("{a}")
+  text = _sentence(before + fact.answer + after)
+  return {"text": text, "answer": [fact.answer], "span": [len(before), len(before) + len(fact.answer)], "title": entity.name}
+
+
+def questions(rng: np.random.Generator, entities: Iterable[Entity], split: str, *, num_wordings: int,
+              descriptive: set[tuple[str, str]]) -> list[dict[str, Any]]:
+  """Asks for each fact of a split in `num_wordings` of its relation's wordings.
+
+  Args:
+    rng: what to draw from.
+    entities: the world.
+    split: train, dev or test.
+    num_wordings: 1 to 3.
+    descriptive: (relation name, answer) pairs that tell which entity is meant.
+
+  Returns:
+    Rows of questions.SPLIT.jsonl.
+  """
+  rows = []
+  for entity in entities:
+    for fact in entity.facts:
+      if fact.split != split:
+        continue
+      for i in rng.permutation(3)[:num_wordings]:
+        kind = _pick_kind(rng)
+        description = _description(rng, entity, fact, descriptive=descriptive) if kind == "description" else None
+        if kind == "description" and description is None:
+          kind = "name"
+        reference = {"name": entity.in_a_sentence, "alias": entity.alias, "description": description}[kind]
+        question = fact.relation.questions[i].format(e=reference)
+        # People type questions carelessly.
+        question = question.lower() if rng.random() < 0.5 else _sentence(question)
+        question += "?" if rng.random() < 0.5 else ""
+        rows.append({"question": question, "answer": [fact.answer], "title": entity.name, "kind": kind})
+  return rows
+
+
+def _pick_kind(rng: np.random.Generator) -> str:
+  return list(QUESTION_SHARES)[rng.choice(len(QUESTION_SHARES), p=list(QUESTION_SHARES.values()))]
+
+
+def _description(rng: np.random.Generator, entity: Entity, fact: Fact, *, descriptive: set[tuple[str, str]]) -> str | None:
+  """Names an entity by another of its training facts: one told in the same passage, if there is one; None if there is none."""
+  others = [
+      other for other in entity.facts
+      if other is not fact and other.split == "train" and (other.relation.name, other.answer) in descriptive]
+  if not others:
+    return None
+  near = [other for other in others if other.passage == fact.passage]
+  other = _pick(rng, near or others)
+  return other.relation.description.format(a=other.answer)
+
+
+# ---- small things ----
+
+
+def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+  return items[rng.integers(len(items))]
+
+
+def _shuffled(rng: np.random.Generator, items: Sequence[Any]) -> list[Any]:
+  return [items[i] for i in rng.permutation(len(items))]
+
+
+def _sentence(text: str) -> str:
+  return text[0].upper() + text[1:]
+
+
+def _write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_parts(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+  """Row i goes to the file that keeps rows in order when files are read by name."""
+  size = -(-len(rows) // NUM_PARTS)
+  for part in range(NUM_PARTS):
+    _write(folder / f"part-{part:04d}.jsonl", rows[part * size:(part + 1) * size])
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"got {argv[1:]}, expected flags only: --output=DIR --seed=0 --num_entities=1000")
+  generate(FLAGS.output, seed=FLAGS.seed, num_entities=FLAGS.num_entities)
+  print(f"Wrote {FLAGS.output}")
+
+
+if __name__ == "__main__":
+  FLAGS = flags.FLAGS
+  flags.DEFINE_string("output", None, "Folder to write.", required=True)
+  flags.DEFINE_integer("seed", 0, "Seed of all that is drawn.")
+  flags.DEFINE_integer("num_entities", 1000, "How many entities; a multiple of 8.")
+  app.run(main)

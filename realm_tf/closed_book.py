@@ -1,0 +1,66 @@
+"""The closed-book baseline: the masked reader answers from the null passage alone.
+
+The question is followed by [MASK]s; the reader is fine-tuned to fill them with the answer's word pieces and a final [SEP].
+"""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from realm_tf import artifacts, examples, passages, settings, snapshots, training
+from realm_tf.models.masked_reader import MaskedReader
+from realm_tf.pretrain import RealmModel
+from realm_tf.questions import Question
+from realm_tf.tokenization import Tokenizer
+
+
+def inputs(ids: passages.Ragged, rows: np.ndarray, reader: MaskedReader, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+  """The reader's inputs for questions without a passage: reader_ids, reader_segments [B, 1, L], mask_positions [B, M]."""
+  masks = reader.max_masks
+  queries = [np.append(ids[row][:reader.query_length - 2 - masks], [tokenizer.mask_id] * masks) for row in rows]
+  positions = np.array([np.arange(len(query) - masks, len(query)) + 1 for query in queries], np.int32)
+  query_ids = passages.Ragged.of(queries, np.int32).tensor()
+  packed = examples.pack_reader(query_ids, query_ids[:, :0], tokenizer=tokenizer, query_length=reader.query_length, length=reader.length)
+  return {"reader_ids": packed.token_ids.numpy()[:, None], "reader_segments": packed.segment_ids.numpy()[:, None],
+          "mask_positions": positions}
+
+
+def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
+  """Trains the masked reader to answer from the question alone; returns the snapshot."""
+  section, tokenizer = config.finetune, settings.tokenizer(config.passages)
+  snapshot = artifacts.latest(os.path.join(section.reader, "snapshots"))
+  reader = snapshots.load_model(snapshot, "reader")
+  ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
+  answers = [tokenizer(row.answers[:1]).to_list()[0][:reader.max_masks] for row in rows]
+
+  def batch(step: int) -> dict[str, np.ndarray]:
+    drawn = examples.epoch_rows(len(rows), step, section.batch_size, config.seed + 3)
+    targets = np.full([len(drawn), reader.max_masks], tokenizer.sep_id, np.int32)
+    target_mask = np.zeros(targets.shape, np.float32)
+    for at, row in enumerate(drawn):
+      size = len(answers[row])
+      targets[at, :size] = answers[row]
+      target_mask[at, :size + 1] = 1
+    return {**inputs(ids, drawn, reader, tokenizer), "targets": targets, "target_mask": target_mask}
+
+  training.train(
+      RealmModel(None, reader), batch, workdir=workdir, steps=section.steps, log_every=section.log_every,
+      checkpoint_every=section.checkpoint_every, batch_size=section.batch_size, jit_compile=config.jit_compile,
+      optimizer=training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
+  return snapshots.publish(os.path.join(workdir, "snapshots"), section.steps, {"reader": reader}, tokenizer=tokenizer,
+                           made_by="finetune", details={"retrieval": "none", "passages": config.passages})
+
+
+def answer(texts: Sequence[str], reader: MaskedReader, tokenizer: Tokenizer) -> list[str]:
+  """The most likely word pieces up to the first [SEP], as text."""
+  ids = passages.Ragged.of(tokenizer(list(texts)).to_list(), np.int32)
+  made = inputs(ids, np.arange(len(texts)), reader, tokenizer)
+  logits = reader.predict_on_batch({
+      "token_ids": made["reader_ids"][:, 0], "segment_ids": made["reader_segments"][:, 0], "mask_positions": made["mask_positions"]})
+  said = []
+  for row in np.argmax(logits, axis=-1):
+    end = np.flatnonzero(row == tokenizer.sep_id)
+    pieces = [tokenizer.pieces[piece] for piece in row[:end[0] if len(end) else None]]
+    said.append(" ".join(pieces).replace(" ##", ""))
+  return said

@@ -1,0 +1,253 @@
+"""Answers questions with a trained system and scores it: exact match, F1, recall@k.
+
+    python -m realm_tf.evaluate --workdir=W --questions=Q.jsonl --output=predictions.jsonl
+
+W is a fine-tuned workdir, or a pre-trained one (with snapshots/ and indexes/): then retrieval alone is scored, zero-shot.
+--clozes instead of --questions scores retrieval for masked sentences. --index and --passages put another corpus in place of the
+one that W was trained on; --retrieval=bm25 scores the sparse baseline without any model. The scores go to
+predictions.metrics.json, beside the predictions.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from absl import flags
+
+from realm_tf import (
+    artifacts, bm25, closed_book, examples, index, metrics, passages, progress, questions, retrieval, settings, snapshots)
+from realm_tf.finetune import OpenQaModel, QaExamples
+from realm_tf.questions import Question
+
+RECALL_AT = (1, 5, 20, 100)
+_BATCH_SIZE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One answer with the passages it was chosen from.
+
+  Attributes:
+    text: a substring of the passage it was read from; "" where there was nothing to read.
+    score: reader score + retrieval score of the span.
+    read_from: passage number.
+    byte_span: (start, end) of the answer in that passage's UTF-8 text.
+    numbers, scores: the passages found, best first.
+  """
+
+  text: str
+  score: float
+  read_from: int
+  byte_span: tuple[int, int]
+  numbers: np.ndarray
+  scores: np.ndarray
+
+
+# ========================================================================================================== answering
+
+
+def best_answer(scores: np.ndarray, mask: np.ndarray, reader_ids: np.ndarray, segments: np.ndarray, numbers: np.ndarray,
+                retrieval_scores: np.ndarray, table: passages.PassageTable, *, continues: np.ndarray) -> Answer:
+  """The best span of whole words of one question.
+
+  Args:
+    scores, mask: [R, L, W].
+    reader_ids, segments: [R, L].
+    numbers, retrieval_scores: [K] of the beam.
+    continues: [V] which word pieces go on inside a word.
+  """
+  length, width = scores.shape[1:]
+  inside = np.pad(continues[reader_ids], [[0, 0], [0, width]])
+  ends = np.stack([inside[:, w + 1:w + 1 + length] for w in range(width)], axis=-1)  # the next piece belongs to the same word
+  allowed = (mask > 0) & ~inside[:, :length, None] & ~ends
+  if not allowed.any():
+    return Answer("", float("-inf"), examples.NULL_PASSAGE, (0, 0), numbers, retrieval_scores)
+  at, start, size = np.unravel_index(np.argmax(np.where(allowed, scores, -np.inf)), scores.shape)
+  first = start - int(np.argmax(segments[at] == 1))  # word piece of the passage's text
+  number = int(numbers[at])
+  begin, end = int(table.token_starts[number][first]), int(table.token_ends[number][first + size])
+  text = table.texts[number].encode()[begin:end].decode()
+  return Answer(text, float(scores[at, start, size]), number, (begin, end), numbers, retrieval_scores)
+
+
+class Answerer:
+  """A fine-tuned system that answers questions.
+
+  Args:
+    workdir: of realm_tf.finetune.
+    index_folder, passages_folder: instead of those that it was trained with.
+
+  Raises:
+    ArtifactError: missing parts, or parts that do not belong together.
+  """
+
+  def __init__(self, workdir: str, *, index_folder: str | None = None, passages_folder: str | None = None):
+    snapshot = newest_snapshot(workdir)
+    info = artifacts.read_info(snapshot)
+    self.tokenizer, self.kind = snapshots.load_tokenizer(snapshot), info["retrieval"]
+    self.reader = snapshots.load_model(snapshot, "reader")
+    self.passages_folder = passages_folder or info["passages"]
+    self.table = passages.load(self.passages_folder)
+    examples.check_vocabulary(artifacts.read_info(self.passages_folder), self.passages_folder, self.tokenizer)
+    if self.kind == "none":
+      return
+    depth = min(max(RECALL_AT), len(self.table))
+    tower = None
+    if self.kind == "bm25":
+      searcher = bm25.Bm25Searcher(self.table)
+      self.search, embeddings = lambda ids, texts: searcher.search(texts, depth), None
+    else:
+      folder = index_folder or info["index"]
+      if index_folder is None:
+        check_index_snapshot(folder, info["index_snapshot"])
+      indexed = retrieval.IndexedRetriever(
+          snapshots.load_retriever(snapshot), index.load(folder, passages=self.passages_folder), artifacts.step_of(snapshot), folder)
+      tower, embeddings = indexed.retriever.query_tower, index.read_embeddings(folder, num_rows=len(self.table))
+      self.search = lambda ids, texts: indexed.search(ids, depth)
+    self.embeddings, self.num_read = embeddings, info["num_read"]
+    self.model = OpenQaModel(tower, self.reader, sep_id=self.tokenizer.sep_id)
+    if tower is None:
+      self.model.score_weight.assign(info["score_weight"])
+
+  def __call__(self, rows: Sequence[Question]) -> list[Answer]:
+    """Answers questions, in batches."""
+    if self.kind == "none":
+      return [Answer(text, 0.0, examples.NULL_PASSAGE, (0, 0), np.zeros([0], np.int32), np.zeros([0]))
+              for start in range(0, len(rows), _BATCH_SIZE)
+              for text in closed_book.answer([row.text for row in rows[start:start + _BATCH_SIZE]], self.reader, self.tokenizer)]
+    data = QaExamples(rows, self.table, tokenizer=self.tokenizer, search=self.search, embeddings=self.embeddings,
+                      reader=self.reader, num_read=self.num_read)
+    answers, rate = [], progress.Rate("questions", len(rows))
+    for start in range(0, len(rows), _BATCH_SIZE):
+      inputs, numbers = data.inputs(np.arange(start, min(start + _BATCH_SIZE, len(rows))))
+      outputs = self.model.predict_on_batch(inputs)
+      answers += [
+          best_answer(outputs["span_scores"][i], outputs["span_mask"][i], inputs["reader_ids"][i], inputs["reader_segments"][i],
+                      numbers[i], outputs["beam_scores"][i], self.table, continues=self.tokenizer.continues)
+          for i in range(len(numbers))]
+      rate.add(len(numbers))
+    return answers
+
+
+def newest_snapshot(workdir: str) -> str:
+  snapshot = artifacts.latest(os.path.join(workdir, "snapshots"))
+  if snapshot is None:
+    raise artifacts.ArtifactError(f"no snapshot in {workdir!r}; give the workdir of a trainer that has finished.")
+  return snapshot
+
+
+def check_index_snapshot(folder: str, wanted: str) -> None:
+  got = artifacts.read_info(folder, kind=index.KIND)["inputs"]["snapshot"]["fingerprint"]
+  if got != wanted:
+    raise artifacts.ArtifactError(f"index {folder!r} was made from snapshot {got}, the fine-tuned retriever wants {wanted}. Fine-tune again.")
+
+
+# ============================================================================================================ scoring
+
+
+def score_answers(rows: Sequence[Question], answers: Sequence[Answer], table: passages.PassageTable) -> dict[str, float]:
+  """exact_match and f1 (0 to 1), and recall@k where passages were found."""
+  scores = {
+      "questions": len(rows),
+      "exact_match": float(np.mean([metrics.exact_match(answer.text, row.answers) for row, answer in zip(rows, answers)])),
+      "f1": float(np.mean([metrics.f1(answer.text, row.answers) for row, answer in zip(rows, answers)])),
+  }
+  if any(len(answer.numbers) for answer in answers):
+    matcher = metrics.AnswerMatcher(table.texts)
+    scores |= metrics.recall_at([matcher.has_answer(a.numbers, row.answers) for row, a in zip(rows, answers)], RECALL_AT)
+  return scores
+
+
+def zero_shot(search: Callable[[np.ndarray, list[str], int], retrieval.Found], table: passages.PassageTable, rows: Sequence[Question],
+              query_ids: np.ndarray, texts: Sequence[str]) -> dict[str, float]:
+  """recall@k of a retriever that has seen no question."""
+  matcher, found, depth = metrics.AnswerMatcher(table.texts), [], min(max(RECALL_AT), len(table))
+  for start in range(0, len(rows), _BATCH_SIZE):
+    part = slice(start, start + _BATCH_SIZE)
+    numbers = search(query_ids[part], texts[part], depth).numbers
+    found += [matcher.has_answer(row, question.answers) for row, question in zip(numbers, rows[part])]
+  return {"questions": len(rows), **metrics.recall_at(found, RECALL_AT)}
+
+
+def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, bm25_baseline: bool, index_folder: str | None,
+                       passages_folder: str | None) -> dict[str, float]:
+  """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages."""
+  snapshot = newest_snapshot(workdir)
+  folder = index_folder or artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
+  passages_folder = passages_folder or artifacts.read_info(folder, kind=index.KIND)["inputs"]["passages"]["path"]
+  table, tokenizer = passages.load(passages_folder), settings.tokenizer(passages_folder)
+  length = snapshots.model_config(snapshot, "retriever")["config"]["query_length"]
+  if clozes:
+    masked = questions.masked_clozes(rows, tokenizer=tokenizer, max_masks=length)
+    query_ids = examples.pack_queries(masked.ids.tensor(), tokenizer=tokenizer, length=length).numpy()
+    texts = [row.text.encode()[:row.span[0]].decode() + row.text.encode()[row.span[1]:].decode() for row in rows]
+  else:
+    query_ids, texts = questions.packed_questions(rows, tokenizer=tokenizer, length=length), [row.text for row in rows]
+  if bm25_baseline:
+    searcher = bm25.Bm25Searcher(table)
+    search = lambda ids, words, depth: searcher.search(words, depth)
+  else:
+    indexed = retrieval.load(folder, passages=passages_folder, snapshot=snapshot)
+    search = lambda ids, words, depth: indexed.search(ids, depth)
+  return zero_shot(search, table, rows, query_ids, texts)
+
+
+def prediction_line(row: Question, answer: Answer, table: passages.PassageTable, *, num_passages: int) -> dict:
+  """One line of the predictions file."""
+  return {
+      "question": row.text, "prediction": answer.text, "answer": list(row.answers),
+      "score": answer.score if np.isfinite(answer.score) else None, "read_from": answer.read_from, "byte_span": list(answer.byte_span),
+      "passages": [{"number": int(number), "title": table.titles[number], "text": table.texts[number], "score": float(score)}
+                   for number, score in zip(answer.numbers[:num_passages], answer.scores[:num_passages])],
+  }
+
+
+def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | None, output: str | None, bm25_baseline: bool,
+             index_folder: str | None, passages_folder: str | None, num_passages: int) -> dict[str, float]:
+  """Scores a workdir; writes predictions and scores beside them.
+
+  Raises:
+    UserError: neither or both of questions and clozes given, or no usable line in them.
+    ArtifactError: missing parts, or parts that do not belong together.
+  """
+  if (questions_path is None) == (clozes_path is None):
+    raise artifacts.UserError("give either --questions or --clozes.")
+  rows = questions.read_clozes(clozes_path) if clozes_path else questions.read_questions(questions_path)
+  snapshot = newest_snapshot(workdir)
+  fine_tuned = artifacts.read_info(snapshot)["made_by"] == "finetune"
+  if fine_tuned and not clozes_path:
+    answerer = Answerer(workdir, index_folder=index_folder, passages_folder=passages_folder)
+    answers = answerer(rows)
+    scores = score_answers(rows, answers, answerer.table)
+    if output:
+      lines = [prediction_line(row, answer, answerer.table, num_passages=num_passages) for row, answer in zip(rows, answers)]
+      artifacts.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+  else:
+    scores = evaluate_zero_shot(workdir, rows, clozes=bool(clozes_path), bm25_baseline=bm25_baseline, index_folder=index_folder,
+                                passages_folder=passages_folder)
+  if output:
+    artifacts.write_text(os.path.splitext(output)[0] + ".metrics.json", json.dumps(scores, indent=2) + "\n")
+  return scores
+
+
+def main(argv):
+  del argv
+  args = flags.FLAGS
+  scores = evaluate(
+      args.workdir, questions_path=args.questions, clozes_path=args.clozes, output=args.output, bm25_baseline=args.retrieval == "bm25",
+      index_folder=args.index, passages_folder=args.passages, num_passages=args.num_passages)
+  print(json.dumps(scores, indent=2))
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "A trainer's workdir.", required=True)
+  flags.DEFINE_string("questions", None, 'Lines of {"question": str, "answer": [str, ..]}.')
+  flags.DEFINE_string("clozes", None, 'Lines of {"text": str, "span": [start, end], "answer": [str, ..]}.')
+  flags.DEFINE_string("output", None, "Predictions to write; scores go beside them.")
+  flags.DEFINE_string("index", None, "Index instead of the workdir's own.")
+  flags.DEFINE_string("passages", None, "Passages instead of the workdir's own.")
+  flags.DEFINE_enum("retrieval", "dense", ("dense", "bm25"), "For zero-shot recall: the retriever, or BM25.")
+  flags.DEFINE_integer("num_passages", 5, "Passages to write with each prediction.", lower_bound=0)
+  settings.start(main)

@@ -1,0 +1,89 @@
+"""The three losses, pure tensor functions on `keras.ops`. Dimensions: B batch, C candidates, M masks, K beam."""
+
+from typing import NamedTuple
+
+from keras import ops
+
+_NEVER = -1e9  # stands for log 0 where -inf would give NaN gradients
+
+
+class IctLoss(NamedTuple):
+  """loss [B], correct [B] (1 where the own passage scored highest)."""
+
+  loss: object
+  correct: object
+
+
+def in_batch_ict(queries, passages) -> IctLoss:
+  """Softmax cross entropy of each query's own passage among the batch's (ORQA, section 4).
+
+  Args:
+    queries, passages: [B, D] float32, row i belongs to row i.
+  """
+  scores = ops.matmul(queries, ops.transpose(passages))  # [B, B]
+  own = ops.diagonal(scores)
+  loss = ops.logsumexp(scores, axis=1) - own
+  return IctLoss(loss, ops.cast(own >= ops.max(scores, axis=1), "float32"))
+
+
+class MarginalLoss(NamedTuple):
+  """Per example.
+
+  Attributes:
+    loss: [B] −log p(y|x).
+    log_likelihoods: [B, C] log p(y|z,x).
+    log_prior: [B, C] log p(z|x).
+  """
+
+  loss: object
+  log_likelihoods: object
+  log_prior: object
+
+
+def marginal_masked_lm(token_log_probs, scores, target_mask, *, per_token: bool = False) -> MarginalLoss:
+  """−log Σ_z p(y|z,x) p(z|x) over the candidates (REALM, equation 1 and section 3.1).
+
+  Args:
+    token_log_probs: [B, C, M] log p of each masked word piece given each candidate.
+    scores: [B, C] f(x, z).
+    target_mask: [B, M] 1 for real masks.
+    per_token: marginalise each masked word piece by itself and average over masks, as the released code does, instead of
+      the paper's product over masks inside the sum.
+  """
+  log_prior = ops.log_softmax(scores, axis=-1)  # [B, C]
+  masked = token_log_probs * ops.expand_dims(target_mask, 1)  # [B, C, M]
+  log_likelihoods = ops.sum(masked, axis=-1)  # [B, C]
+  if per_token:
+    marginal = ops.logsumexp(masked + ops.expand_dims(log_prior, -1), axis=1) * target_mask  # [B, M]
+    loss = -ops.sum(marginal, axis=-1) / ops.maximum(ops.sum(target_mask, axis=-1), 1)
+  else:
+    loss = -ops.logsumexp(log_likelihoods + log_prior, axis=-1)
+  return MarginalLoss(loss, log_likelihoods, log_prior)
+
+
+class SpanLoss(NamedTuple):
+  """Per question: retriever [B], reader [B]; each zero where nothing is correct."""
+
+  retriever: object
+  reader: object
+
+
+def marginal_span(beam_scores, beam_correct, span_scores, span_mask, span_correct) -> SpanLoss:
+  """−log Σ_{z has an answer} p(z|x) and −log Σ_{correct spans} p(span) (ORQA, section 5).
+
+  Args:
+    beam_scores: [B, K] f(x, z) of the retriever's beam.
+    beam_correct: [B, K] 1 where the passage has an answer.
+    span_scores: [B, S] reader score + retrieval score of every span of every passage read.
+    span_mask: [B, S] 1 where the span exists.
+    span_correct: [B, S] 1 where it is an answer.
+  """
+  return SpanLoss(_marginal_nll(beam_scores, ops.ones_like(beam_scores), beam_correct),
+                  _marginal_nll(span_scores, span_mask, span_correct))
+
+
+def _marginal_nll(scores, mask, correct):
+  """[B, K] → [B]: −log of the softmax mass on `correct` among `mask`, 0 where no entry is correct."""
+  among = ops.logsumexp(scores + (1 - mask) * _NEVER, axis=-1)
+  right = ops.logsumexp(scores + (1 - mask * correct) * _NEVER, axis=-1)
+  return ops.where(ops.max(mask * correct, axis=-1) > 0, among - right, 0.0)

@@ -1,0 +1,309 @@
+"""REALM pre-training: the retriever and the reader learn together from masked salient spans (REALM, section 3).
+
+    python -m realm_tf.pretrain --config=configs/quickstart.py --workdir=runs/quickstart/realm
+
+Before the first REALM step the reader may be warmed up on one passage each (`config.warmup`), and the first index is built.
+While training goes on, a background job re-embeds the corpus from the newest snapshot; the trainer takes over each new index
+between two steps and never waits. Run again with the same workdir, it goes on where it stopped.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import ops
+
+from realm_tf import (
+    artifacts, examples, losses, metrics, passages, questions, refresh, retrieval, settings, snapshots, training)
+from realm_tf.models.masked_reader import MaskedReader, target_log_probs
+from realm_tf.models.retriever import Retriever
+from realm_tf.progress import read_metrics
+
+# ============================================================================================================== model
+
+
+class RealmModel(keras.Model):
+  """p(y|x) = Σ_z p(y|z,x) p(z|x) over the candidates of each query.
+
+  Args:
+    retriever: scores the candidates; None reads a single candidate (the reader's warm-up).
+    reader: predicts the masked word pieces.
+    per_token: marginalise each masked word piece by itself, as the released code does.
+    null: the first candidate is the null passage.
+  """
+
+  def __init__(self, retriever: Retriever | None, reader: MaskedReader, *, per_token: bool = False, null: bool = True):
+    super().__init__(name="realm")
+    self.retriever, self.reader, self.per_token, self.null = retriever, reader, per_token, null
+    names = ("loss",) if retriever is None else ("loss", "retrieval_utility", "prior_entropy", "null_prior")
+    self.means = {name: keras.metrics.Mean(name) for name in names}
+    self.built = True  # its weights are the retriever's and the reader's
+
+  def call(self, inputs, training=False):
+    """Scores and log-likelihoods of all candidates.
+
+    Args:
+      inputs: query_ids [B, Lq]; passage_ids, passage_segments [B, C, Lp]; reader_ids, reader_segments [B, C, L];
+        mask_positions, targets [B, M]. All int32.
+
+    Returns:
+      scores [B, C], token_log_probs [B, C, M].
+    """
+    reader_ids = inputs["reader_ids"]
+    num, count = reader_ids.shape[1], ops.shape(reader_ids)[0]
+    flat = lambda x: ops.reshape(x, (-1, x.shape[-1]))  # [B, C, L] → [B * C, L]
+    logits = self.reader({
+        "token_ids": flat(reader_ids), "segment_ids": flat(inputs["reader_segments"]),
+        "mask_positions": ops.repeat(inputs["mask_positions"], num, axis=0)}, training=training)  # [B * C, M, V]
+    token_log_probs = target_log_probs(logits, ops.repeat(inputs["targets"], num, axis=0))
+    token_log_probs = ops.reshape(token_log_probs, (count, num, -1))  # [B, C, M]
+    if self.retriever is None:
+      return {"scores": ops.zeros((count, num)), "token_log_probs": token_log_probs}
+    queries = self.retriever.embed_queries(inputs["query_ids"], training=training)  # [B, D]
+    vectors = self.retriever.embed_passages(
+        flat(inputs["passage_ids"]), flat(inputs["passage_segments"]), training=training)
+    vectors = ops.reshape(vectors, (count, num, -1))  # [B, C, D]
+    return {"scores": ops.einsum("bd,bcd->bc", queries, vectors), "token_log_probs": token_log_probs}
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    result = losses.marginal_masked_lm(y_pred["token_log_probs"], y_pred["scores"], x["target_mask"], per_token=self.per_token)
+    loss = ops.mean(result.loss)
+    self.means["loss"].update_state(loss)
+    if self.retriever is not None:
+      prior = ops.exp(result.log_prior)
+      self.means["prior_entropy"].update_state(-ops.sum(prior * result.log_prior, axis=-1))
+      if self.null:
+        marginal = ops.logsumexp(result.log_likelihoods + result.log_prior, axis=-1)
+        self.means["retrieval_utility"].update_state(marginal - result.log_likelihoods[:, 0])
+        self.means["null_prior"].update_state(prior[:, 0])
+    return loss
+
+  @property
+  def metrics(self):
+    return list(self.means.values())
+
+
+# =============================================================================================================== data
+
+
+class Batches:
+  """Training step → batch, from the parts that warm-up and REALM share.
+
+  Args:
+    config: the whole config.
+    table: the knowledge corpus.
+  """
+
+  def __init__(self, config, table: passages.PassageTable, tokenizer):
+    self.config, self.table, self.tokenizer = config, table, tokenizer
+    self.sentences, self.knowledge_sentences = (
+        examples.SpanSentences(folder, tokenizer=tokenizer, query_length=config.retriever.query_length,
+                               max_masks=config.reader.max_masks, knowledge=table.fingerprint)
+        for folder in (config.spans, config.knowledge_spans))
+
+  def warmup(self, step: int, *, indexed: retrieval.IndexedRetriever) -> dict[str, np.ndarray]:
+    """The reader must learn to copy from a passage before it can teach the retriever.
+
+    First half of the steps: a masked sentence of the knowledge corpus with its own, intact passage. Second half: that,
+    alternating with a masked sentence of the pre-training corpus and the first index's best passage.
+    """
+    section = self.config.warmup
+    own = step < section.steps // 2 or step % 2 == 0
+    source = self.knowledge_sentences if own else self.sentences
+    queries = source.batch(step, batch_size=section.batch_size, seed=self.config.seed + 1)
+    query_ids = self._pack_queries(queries)
+    numbers = queries.own_passages[:, None] if own else retrieval.candidates(
+        indexed, query_ids, num=1, own_passages=queries.own_passages, null=False)
+    return self._pack(queries, query_ids, numbers)
+
+  def realm(self, step: int, *, indexed: retrieval.IndexedRetriever) -> dict[str, np.ndarray]:
+    """A masked sentence of the pre-training corpus with the candidates that the index gives it."""
+    section = self.config.realm
+    queries = self.sentences.batch(step, batch_size=section.batch_size, seed=self.config.seed + 2)
+    query_ids = self._pack_queries(queries)
+    numbers = retrieval.candidates(
+        indexed, query_ids, num=section.num_candidates, null=section.null_passage,
+        own_passages=queries.own_passages if section.drop_own_passage else None)
+    return self._pack(queries, query_ids, numbers)
+
+  def _pack_queries(self, queries: examples.MaskedQueries) -> np.ndarray:
+    return examples.pack_queries(queries.ids.tensor(), tokenizer=self.tokenizer, length=self.config.retriever.query_length).numpy()
+
+  def _pack(self, queries, query_ids, numbers):
+    return examples.realm_batch(
+        queries, query_ids, numbers, self.table, tokenizer=self.tokenizer, query_length=self.config.retriever.query_length,
+        passage_length=self.config.retriever.passage_length, reader_length=self.config.reader.length)
+
+
+# ============================================================================================================ refresh
+
+
+class RefreshCallback(keras.callbacks.Callback):
+  """Publishes snapshots, watches the refresh job, takes over new indexes, and counts what happened.
+
+  Args:
+    swapper: holds the index in use; asked after every step whether a newer one is ready.
+    recall: measures retrieval on held-out clozes with an index.
+  """
+
+  def __init__(self, model: RealmModel, swapper: retrieval.Swapper, refresher: refresh.Refresher, *, workdir: str, step: int,
+               every_steps: int, tokenizer, recall: Callable[[retrieval.IndexedRetriever], dict]):
+    super().__init__()
+    self.realm, self.swapper, self.refresher, self.measure_recall = model, swapper, refresher, recall
+    self.workdir, self.step, self.every_steps, self.tokenizer = workdir, step, every_steps, tokenizer
+    self.snapshot_step = step // every_steps * every_steps
+    self.counts = {name: 0.0 for name in ("refreshes", "steps_during_refreshes", "staleness_steps", "max_staleness_steps")}
+    for row in read_metrics(workdir):
+      if row["step"] <= step:
+        self.counts.update({name: row[name] for name in self.counts if name in row})
+    self.recall = recall(swapper.current)
+
+  def on_train_batch_end(self, batch, logs=None):
+    self.step += 1
+    self.refresher.poll()
+    self.counts["steps_during_refreshes"] += self.refresher.running
+    if self.step % self.every_steps == 0:
+      self.publish()
+    if self.swapper.advance():
+      self.counts["refreshes"] += 1
+      self.recall = self.measure_recall(self.swapper.current)
+    staleness = self.snapshot_step - self.swapper.current.step
+    self.counts["staleness_steps"] = staleness
+    self.counts["max_staleness_steps"] = max(staleness, self.counts["max_staleness_steps"])
+
+  def publish(self) -> str:
+    """Writes W/snapshots/<step> and deletes those that nothing uses any more."""
+    root = os.path.join(self.workdir, "snapshots")
+    folder = snapshots.publish(root, self.step, {"retriever": self.realm.retriever, "reader": self.realm.reader},
+                               tokenizer=self.tokenizer, made_by="pretrain")
+    self.snapshot_step = self.step
+    artifacts.prune(root, newest=1, keep_steps=self.refresher.snapshots_in_use() | {self.swapper.current.step})
+    return folder
+
+  def metrics(self) -> dict[str, float]:
+    """For metrics.jsonl."""
+    return {**self.counts, "index_step": self.swapper.current.step, **self.recall}
+
+
+def first_index(config) -> retrieval.IndexedRetriever:
+  """The index that training starts from: of the newest snapshot in `config.realm.init`, built if it is not there yet."""
+  root, snapshot_root = (os.path.join(config.realm.init, name) for name in ("indexes", "snapshots"))
+  snapshot = artifacts.latest(snapshot_root)
+  if snapshot is None:
+    raise artifacts.ArtifactError(f"no snapshot in {snapshot_root!r}; run realm_tf.pretrain_ict first (steps=0 gives a fresh retriever).")
+  folder = artifacts.step_folder(root, artifacts.step_of(snapshot))
+  make_index(config, snapshots_root=snapshot_root, indexes=root)
+  found = retrieval.load(folder, passages=config.passages, snapshot=snapshot)
+  return dataclasses.replace(found, step=0)
+
+
+def make_index(config, *, snapshots_root: str, indexes: str) -> None:
+  """Runs the refresh job once, in its own process; returns at once where the newest snapshot's index is there.
+
+  Raises:
+    UserError: the job failed; its own words stand above.
+  """
+  done = subprocess.run(
+      [sys.executable, "-m", "beam_jobs.refresh_index", f"--snapshots={snapshots_root}", f"--passages={config.passages}",
+       f"--indexes={indexes}", f"--searcher={config.searcher}", *config.refresh.job_args], check=False)
+  if done.returncode:
+    raise artifacts.UserError(f"the refresh job ended with code {done.returncode}; its own words stand above.")
+
+
+def newest_index(config, workdir: str, first: retrieval.IndexedRetriever) -> retrieval.IndexedRetriever:
+  """The index to go on with after a restart: W's newest whose snapshot is still there, or the first."""
+  for folder in reversed(artifacts.complete_folders(os.path.join(workdir, "indexes"))):
+    snapshot = artifacts.step_folder(os.path.join(workdir, "snapshots"), artifacts.step_of(folder))
+    if artifacts.is_complete(snapshot):
+      return retrieval.load(folder, passages=config.passages, snapshot=snapshot)
+  return first
+
+
+# =========================================================================================================== training
+
+
+def warm_up(config, workdir: str, batches: Batches, reader: MaskedReader, first: retrieval.IndexedRetriever, tokenizer) -> str:
+  """Trains the reader alone on one passage each and publishes it with the first retriever; returns the snapshot."""
+  section = config.warmup
+  if section.steps:
+    training.train(
+        RealmModel(None, reader), lambda step: batches.warmup(step, indexed=first), workdir=workdir, steps=section.steps,
+        log_every=section.log_every, checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
+        jit_compile=config.jit_compile,
+        optimizer=training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
+  return snapshots.publish(os.path.join(workdir, "snapshots"), section.steps, {"retriever": first.retriever, "reader": reader},
+                           tokenizer=tokenizer, made_by="pretrain warm-up")
+
+
+def pretrain(config, workdir: str) -> str:
+  """Warms the reader up, trains retriever and reader together, and leaves a snapshot with its index.
+
+  Returns:
+    The last snapshot's folder; its index has the same number under W/indexes.
+
+  Raises:
+    ArtifactError: inputs missing, or not belonging together.
+    UserError: a corpus of fewer passages than candidates.
+  """
+  keras.utils.set_random_seed(config.seed)
+  table = passages.load(config.passages)
+  tokenizer = settings.tokenizer(config.passages)
+  check_corpus(config, table)
+  first = first_index(config)
+  batches = Batches(config, table, tokenizer)
+  reader = settings.new_masked_reader(config, tokenizer)
+  warm = warm_up(config, os.path.join(workdir, "warmup"), batches, reader, first, tokenizer)
+
+  section, roots = config.realm, {name: os.path.join(workdir, name) for name in ("snapshots", "indexes")}
+  retriever = snapshots.load_retriever(warm)
+  model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
+  start = artifacts.latest(os.path.join(workdir, "checkpoints"))
+  step = artifacts.step_of(start) if start else 0
+  matcher = metrics.AnswerMatcher(table.texts)
+  with refresh.Refresher(**roots, passages=config.passages, log=os.path.join(workdir, "refresh.log"), searcher=config.searcher,
+                         start_job=config.refresh.start_job, job_args=config.refresh.job_args) as refresher:
+    swapper = retrieval.Swapper(newest_index(config, workdir, first), newest_index=refresher.newest_index,
+                                snapshots_root=roots["snapshots"], passages=config.passages)
+    refreshing = RefreshCallback(
+        model, swapper, refresher, workdir=workdir, step=step, every_steps=config.refresh.every_steps, tokenizer=tokenizer,
+        recall=dev_cloze_recall(config, tokenizer, matcher))
+    training.train(
+        model, lambda step: batches.realm(step, indexed=swapper.current), workdir=workdir, steps=section.steps,
+        log_every=section.log_every, checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
+        jit_compile=config.jit_compile, extra_metrics=refreshing.metrics, callbacks=[refreshing],
+        optimizer=training.bert_optimizer(
+            learning_rate=section.learning_rate, steps=section.steps,
+            slow=retriever.trainable_variables, slow_factor=section.retriever_learning_rate_ratio))
+  last = artifacts.step_folder(roots["snapshots"], section.steps)
+  if not artifacts.is_complete(last):
+    last = refreshing.publish()
+  make_index(config, snapshots_root=roots["snapshots"], indexes=roots["indexes"])
+  return last
+
+
+def check_corpus(config, table: passages.PassageTable) -> None:
+  wanted = config.realm.num_candidates - config.realm.null_passage + config.realm.drop_own_passage
+  if len(table) < wanted:
+    raise artifacts.UserError(
+        f"the corpus has {len(table)} passages, realm.num_candidates={config.realm.num_candidates} needs at least {wanted}: "
+        "lower num_candidates or use a larger corpus.")
+
+
+def dev_cloze_recall(config, tokenizer, matcher: metrics.AnswerMatcher) -> Callable[[retrieval.IndexedRetriever], dict]:
+  """Measures recall@5 on `config.dev_clozes` (none: an empty path)."""
+  if not config.dev_clozes:
+    return lambda indexed: {}
+  clozes = questions.read_clozes(config.dev_clozes)
+  masked = questions.masked_clozes(clozes, tokenizer=tokenizer, max_masks=config.reader.max_masks)
+  query_ids = examples.pack_queries(masked.ids.tensor(), tokenizer=tokenizer, length=config.retriever.query_length).numpy()
+  answers = [cloze.answers for cloze in clozes]
+  return lambda indexed: {
+      f"dev_cloze_{name}": value for name, value in retrieval.recall(indexed, query_ids, answers, matcher, ks=[5]).items()}
+
+
+if __name__ == "__main__":
+  settings.start_trainer(pretrain, section="realm")

@@ -1,0 +1,71 @@
+"""Warm start of the retriever by the inverse cloze task (ORQA, section 4).
+
+    python -m realm_tf.pretrain_ict --config=configs/quickstart.py --workdir=runs/quickstart/ict
+
+Run again with the same workdir, it goes on where it stopped.
+"""
+
+import os
+
+import keras
+from keras import ops
+
+from realm_tf import artifacts, examples, losses, passages, settings, snapshots, training
+from realm_tf.models.retriever import Retriever
+
+
+class IctModel(keras.Model):
+  """A retriever that learns by in-batch inverse cloze."""
+
+  def __init__(self, retriever: Retriever):
+    super().__init__(name="ict")
+    self.retriever = retriever
+    self.means = {name: keras.metrics.Mean(name) for name in ("loss", "accuracy", "accuracy_removed", "accuracy_kept", "removed")}
+    self.built = True  # its weights are the retriever's
+
+  def call(self, inputs, training=False):
+    return self.retriever(inputs, training=training)
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    result = losses.in_batch_ict(y_pred["queries"], y_pred["passages"])
+    loss, removed = ops.mean(result.loss), x["removed"]
+    self.means["loss"].update_state(loss)
+    self.means["accuracy"].update_state(result.correct)
+    self.means["accuracy_removed"].update_state(result.correct, removed)
+    self.means["accuracy_kept"].update_state(result.correct, 1 - removed)
+    self.means["removed"].update_state(removed)
+    return loss
+
+  @property
+  def metrics(self):
+    return list(self.means.values())
+
+
+def pretrain_ict(config, workdir: str) -> str:
+  """Trains and publishes; returns the last snapshot's folder.
+
+  Raises:
+    ArtifactError: passages missing or of another vocabulary.
+    UserError: the batch is larger than the corpus.
+  """
+  keras.utils.set_random_seed(config.seed)
+  table = passages.load(config.passages)
+  tokenizer = settings.tokenizer(config.passages)
+  if config.ict.batch_size > len(table):
+    raise artifacts.UserError(f"ict.batch_size is {config.ict.batch_size}, the corpus has {len(table)} passages; in-batch negatives want "
+                     "different passages: lower the batch size.")
+  retriever = settings.new_retriever(config, tokenizer)
+  data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.retriever.query_length,
+                              passage_length=config.retriever.passage_length, removal_rate=config.ict.removal_rate)
+  if config.ict.steps:
+    training.train(
+        IctModel(retriever), lambda step: data.batch(step, batch_size=config.ict.batch_size, seed=config.seed),
+        workdir=workdir, steps=config.ict.steps, log_every=config.ict.log_every,
+        checkpoint_every=config.ict.checkpoint_every, batch_size=config.ict.batch_size, jit_compile=config.jit_compile,
+        optimizer=training.bert_optimizer(learning_rate=config.ict.learning_rate, steps=config.ict.steps))
+  return snapshots.publish(os.path.join(workdir, "snapshots"), config.ict.steps, {"retriever": retriever},
+                           tokenizer=tokenizer, made_by="pretrain_ict")
+
+
+if __name__ == "__main__":
+  settings.start_trainer(pretrain_ict, section="ict")

@@ -1,0 +1,77 @@
+"""What long work shows: rates, time left, metrics.jsonl, TensorBoard."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+import tensorflow as tf
+
+from realm_tf import artifacts
+
+METRICS = "metrics.jsonl"
+
+
+class MetricsLog:
+  """Appends rows to W/metrics.jsonl and scalars to W/tensorboard; both go on where a killed run stopped.
+
+  Args:
+    workdir: W.
+    start_step: rows of this step and later, left by a run that was killed after its last checkpoint, are dropped.
+  """
+
+  def __init__(self, workdir: str, *, start_step: int):
+    self.path = os.path.join(workdir, METRICS)
+    rows = [row for row in read_metrics(workdir) if row["step"] <= start_step]
+    artifacts.gfile.makedirs(workdir)
+    artifacts.write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    self._writer = tf.summary.create_file_writer(os.path.join(workdir, "tensorboard"))
+
+  def write(self, step: int, values: Mapping[str, float]) -> None:
+    values = {name: float(value) for name, value in values.items()}
+    with artifacts.gfile.GFile(self.path, "a") as file:
+      file.write(json.dumps({"step": step, **values}) + "\n")
+    with self._writer.as_default(step=step):
+      for name, value in values.items():
+        tf.summary.scalar(name, value)
+    self._writer.flush()
+
+
+def read_metrics(workdir: str) -> list[dict]:
+  """The rows of W/metrics.jsonl; a half-written last line is left out."""
+  path = os.path.join(workdir, METRICS)
+  if not artifacts.gfile.exists(path):
+    return []
+  rows = []
+  for line in artifacts.read_text(path).splitlines():
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows
+
+
+class Rate:
+  """Prints done/total, rate and time left, at most every `every_secs`.
+
+  Args:
+    what: what is counted ("passages").
+    total: how many there will be, or None.
+  """
+
+  def __init__(self, what: str, total: int | None = None, *, every_secs: float = 10.0):
+    self.what, self.total, self.every_secs = what, total, every_secs
+    self.done, self.started, self._shown = 0, time.monotonic(), time.monotonic()
+
+  def add(self, count: int) -> None:
+    self.done += count
+    if time.monotonic() - self._shown >= self.every_secs:
+      self._shown = time.monotonic()
+      print(self.line(), file=sys.stderr, flush=True)
+
+  def line(self) -> str:
+    rate = self.done / max(time.monotonic() - self.started, 1e-9)
+    total = "" if self.total is None else f"/{self.total:,}"
+    left = "" if self.total is None or not self.done else f", {(self.total - self.done) / rate:,.0f} s left"
+    return f"{self.done:,}{total} {self.what}, {rate:,.0f}/s{left}"

@@ -1,0 +1,108 @@
+"""Questions and clozes: jsonl files in NQ-open's and ORQA's format, read with a clear answer for every bad line."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from realm_tf import artifacts, examples
+from realm_tf.passages import Ragged
+from realm_tf.tokenization import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """A question or cloze with its acceptable answers.
+
+  Attributes:
+    text: the question; for a cloze the sentence with the answer in it.
+    answers: any of them is right; empty where they are not known.
+    span: for a cloze, the byte range of the answer in the UTF-8 text.
+  """
+
+  text: str
+  answers: Sequence[str]
+  span: tuple[int, int] | None = None
+
+
+def read_questions(path: str, *, need_answers: bool = True) -> list[Question]:
+  """Reads `{"question": str, "answer": [str, ..]}` lines; bad lines are counted by reason on stderr and left out.
+
+  Raises:
+    UserError: no such file, or no usable line in it.
+  """
+  def parse(row):
+    text, answers = row.get("question"), row.get("answer", [])
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(text, str):
+      return "the question is not text"
+    if not text.strip():
+      return "the question is empty"
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+      return "the answer is not a list of text"
+    answers = [answer for answer in answers if answer.strip()]
+    return Question(text, answers) if answers or not need_answers else "there is no answer"
+
+  return _read(path, parse, '{"question": str, "answer": [str, ..]}')
+
+
+def read_clozes(path: str) -> list[Question]:
+  """Reads `{"text": str, "span": [start, end], "answer": [str, ..]}` lines; the span counts characters.
+
+  Raises:
+    UserError: no such file, or no usable line in it.
+  """
+  def parse(row):
+    text, span, answers = row.get("text"), row.get("span"), row.get("answer")
+    if not isinstance(text, str) or not isinstance(answers, list) or not isinstance(span, list) or len(span) != 2:
+      return "text, span or answer is missing"
+    if not 0 <= span[0] < span[1] <= len(text):
+      return "the span is not inside the text"
+    return Question(text, answers, tuple(len(text[:at].encode()) for at in span))
+
+  return _read(path, parse, '{"text": str, "span": [start, end], "answer": [str, ..]}')
+
+
+def _read(path: str, parse, form: str) -> list[Question]:
+  if not artifacts.gfile.exists(path):
+    raise artifacts.UserError(f"no file {path!r}; wanted lines of {form}.")
+  rows, reasons = [], {}
+  with artifacts.gfile.GFile(path, "rb") as file:
+    for number, line in enumerate(file, 1):
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line.decode())
+        parsed = parse(row) if isinstance(row, dict) else "the line is not an object"
+      except ValueError:
+        parsed = "the line is not JSON in UTF-8"
+      if isinstance(parsed, str):
+        reasons.setdefault(parsed, []).append(number)
+      else:
+        rows.append(parsed)
+  for reason, numbers in reasons.items():
+    print(f"{path}: {len(numbers)} lines left out, {reason} (first: line {numbers[0]})", file=sys.stderr)
+  if not rows:
+    raise artifacts.UserError(f"{path!r} has no usable line; wanted lines of {form}.")
+  return rows
+
+
+def packed_questions(questions: Sequence[Question], *, tokenizer: Tokenizer, length: int) -> np.ndarray:
+  """Questions as the query tower reads them: [N, length] int32."""
+  ids = tokenizer(tf.constant([question.text for question in questions], tf.string))
+  return examples.pack_queries(ids, tokenizer=tokenizer, length=length).numpy()
+
+
+def masked_clozes(clozes: Sequence[Question], *, tokenizer: Tokenizer, max_masks: int) -> examples.MaskedQueries:
+  """Clozes with every word piece inside the answer's span masked."""
+  tokens = tokenizer.with_offsets(tf.constant([cloze.text for cloze in clozes], tf.string))
+  starts, ends = [], []
+  for cloze, left, right in zip(clozes, tokens.starts.to_list(), tokens.ends.to_list()):
+    first, last = np.searchsorted(left, cloze.span[0]), np.searchsorted(right, cloze.span[1], side="right")
+    starts.append(int(first)), ends.append(int(min(last, first + max_masks)))
+  ids = Ragged.of(tokens.ids.to_list(), np.int32)
+  return examples.mask_spans([ids[row] for row in range(len(ids))], starts, ends, [examples.NULL_PASSAGE] * len(ids),
+                             tokenizer=tokenizer, max_masks=max_masks)

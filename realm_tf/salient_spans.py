@@ -1,0 +1,116 @@
+"""Salient spans by rules: names and dates, the parts of a sentence that take knowledge of the world to fill in.
+
+Names are capitalised words that are not capitalised merely because a sentence begins there; dates follow regular expressions.
+The paper (section 3.4) tags names with a BERT trained on CoNLL-2003; the rules need no data and no model.
+"""
+
+import re
+from collections.abc import Collection, Sequence
+
+_MONTH = (r"(?:January|February|March|April|May|June|July|August|September|October|November|December"
+          r"|(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.?)")
+_DAY = r"[0-3]?\d(?:st|nd|rd|th)?"
+_YEAR = r"(?:1\d{3}|20\d{2})"
+_ERA = r"(?:BCE?|B\.C\.|CE|AD|A\.D\.)"
+_UNIT = (r"(?:people|inhabitants|men|troops|metres|meters|feet|miles|kilometres|kilometers|acres|hectares|tons|tonnes"
+         r"|k?m|ft|kg|km2|mm)\b")  # what a number of four digits counts where it is no year
+_DATE = re.compile("|".join([
+    rf"\b{_DAY} (?:of )?{_MONTH}(?:,? {_YEAR}\b)?",  # 12 March 2004
+    rf"\b{_MONTH} {_DAY}\b(?:, {_YEAR}\b)?",  # March 12, 2004
+    rf"\b{_MONTH},? {_YEAR}\b",  # July 1969
+    rf"\b\d{{1,2}}(?:st|nd|rd|th)[ -]century(?: {_ERA})?",  # 4th century BC
+    rf"\b\d{{1,4}}(?: |–\d{{1,4}} ){_ERA}",  # 44 BC
+    rf"\bAD \d{{1,4}}\b",
+    rf"(?<![\d.,$£€#]){_YEAR}s\b",  # 1990s
+    rf"(?<![\w.,$£€#]){_YEAR}(?:[–-]\d{{2,4}})?(?![\w%]|[.,]\d| {_UNIT})",  # 1990, 1936–37
+]))
+
+_WORD = re.compile(
+    r"(?:[^\W\d_]\.){2,}"  # U.S.
+    r"|(?:[A-Z]|St|Dr|Mr|Mrs|Ms|Mt|Ft|Gen|Col|Capt|Lt|Prof|Rev|Sgt|Gov|Sen)\.(?= )"  # J.
+    r"|[^\W\d_](?:\w|[-&](?=\w)|['’](?!s\b)(?=\w))*")
+_BEGINS = re.compile(r"(?:^|[.!?:;]|[\"“‘])[\s\"“‘'(\[]*$")  # what stands before a word that is capitalised in any case
+_JOINERS = frozenset(
+    "of the de del della der den des di da do dos das du la le les el al bin ibn y e von van zu zur ten ter".split())
+_COMMON = frozenset("""
+    a about above according across after afterwards again against all almost along already also although always am among an and
+    another any anyone are around as at away be became because been before behind being below beside besides between beyond
+    both but by can cannot could currently did do does down due during each early either else even eventually ever every
+    everyone few finally first following for former formerly from further had has have having he he'd he'll he's hence her here
+    hers herself him himself his how however i i'd i'll i'm i've if in including indeed instead into is it it's its itself just
+    last late later least less like many may maybe me meanwhile might mine more moreover most mostly much must my myself near
+    nearly neither never nevertheless next no nobody none nonetheless nor not nothing now of off often on once one only onto or
+    originally other others otherwise our ours ourselves out over own part per perhaps previously prior rather recently same
+    second several shall she she'd she'll she's should similarly since so some someone something sometimes soon still
+    subsequently such than that the their theirs them themselves then there thereafter therefore these they they'd they'll
+    they're they've third this those though three through throughout thus to today together too toward towards two under
+    unlike until up upon us usually very via was we we'd we'll we're we've were what whatever when whenever where whereas
+    wherever whether which while who whoever whom whose why will with within without would yes yet you you'd you'll you're
+    you've your yours yourself monday tuesday wednesday thursday friday saturday sunday january february march april may june
+    july august september october november december mr. mrs. ms. dr.""".split())
+
+
+def find_spans(sentence: str, known_names: Collection[str] = ()) -> list[tuple[int, int]]:
+  """Names and dates of one sentence.
+
+  Args:
+    sentence: words with single spaces between them.
+    known_names: words that are names although they begin the sentence (see `inner_names`).
+
+  Returns:
+    Character ranges [start, end), in order, without overlap; where a name and a date overlap, the date.
+  """
+  dates = [match.span() for match in _DATE.finditer(sentence)]
+  names = [(start, end) for start, end in _names(sentence, known_names)
+           if not any(start < date_end and date_start < end for date_start, date_end in dates)]
+  return sorted(dates + names)
+
+
+def find_spans_of_passage(sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+  """`find_spans` of each sentence, the first words judged by how the passage's other sentences write them."""
+  inner = [inner_names(sentence) for sentence in sentences]
+  return [find_spans(sentence, set().union(*inner[:i], *inner[i + 1:])) for i, sentence in enumerate(sentences)]
+
+
+def inner_names(sentence: str) -> set[str]:
+  """Words that are capitalised where no sentence begins."""
+  return {match[0] for match in _WORD.finditer(sentence) if _is_name(match[0]) and not _begins(sentence, match)}
+
+
+def _names(sentence: str, known_names: Collection[str]):
+  """Longest runs of capitalised words, lower-case joiners allowed between them."""
+  words = list(_WORD.finditer(sentence))
+  at = 0
+  while at < len(words):
+    last = _end_of_run(sentence, words, at)
+    first_word = words[at]
+    if last is None:
+      at += 1
+    else:
+      if last > at or first_word[0] in known_names or not _begins(sentence, first_word):
+        yield first_word.start(), words[last].end()
+      at = last + 1
+
+
+def _end_of_run(sentence: str, words: Sequence[re.Match], first: int) -> int | None:
+  """The last word of the name that begins with word `first`, or None where no name begins."""
+  if not _is_name(words[first][0]):
+    return None
+  last = first
+  for at in range(first + 1, len(words)):
+    word = words[at][0]
+    if sentence[words[at - 1].end():words[at].start()] not in (" ", " & "):
+      break
+    if _is_name(word):
+      last = at
+    elif at - last > 2 or not (word in _JOINERS or (word[0].isupper() and word.lower() in _COMMON)):
+      break
+  return last
+
+
+def _is_name(word: str) -> bool:
+  return word[0].isupper() and word.lower() not in _COMMON
+
+
+def _begins(sentence: str, word: re.Match) -> bool:
+  return _BEGINS.search(sentence, max(0, word.start() - 8), word.start()) is not None

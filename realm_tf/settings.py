@@ -1,0 +1,86 @@
+"""From config sections to tokenizers and fresh models, and how entry points start: shared by the entry points only."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+from absl import app, flags
+from ml_collections import config_flags
+
+from realm_tf import artifacts, examples, passages
+from realm_tf.models import encoder
+from realm_tf.models.masked_reader import MaskedReader
+from realm_tf.models.retriever import Retriever
+from realm_tf.tokenization import VOCAB, Tokenizer
+
+
+def tokenizer(passages_folder: str) -> Tokenizer:
+  """The tokenizer that passages were made with."""
+  info = artifacts.read_info(passages_folder, kind=passages.KIND)
+  return Tokenizer(os.path.join(passages_folder, VOCAB), lower_case=info["lower_case"])
+
+
+def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
+  """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
+  architecture, weights = _encoder(config.encoder, tokenizer, config.retriever.passage_length)
+  retriever = Retriever(architecture=architecture, **config.retriever)
+  for tower in retriever.towers:
+    _start(tower.encoder, weights, config.encoder.init_std)
+  return retriever
+
+
+def new_masked_reader(config, tokenizer: Tokenizer) -> MaskedReader:
+  """A masked reader with fresh or published encoder weights."""
+  architecture, weights = _encoder(config.encoder, tokenizer, config.reader.length)
+  reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
+  _start(reader.encoder, weights, config.encoder.init_std)
+  return reader
+
+
+def _encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list | None]:
+  """The encoder's architecture, and its weights when it is a published one."""
+  if section.preset:
+    published = encoder.load_preset(section.preset)
+    architecture, weights = encoder.architecture_of(published), published.get_weights()
+  else:
+    weights = None
+    architecture = {name: section[name] for name in
+                    ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")}
+    architecture["vocabulary_size"] = tokenizer.size
+  architecture["dropout"] = section.dropout
+  if architecture["vocabulary_size"] != tokenizer.size:
+    raise encoder.EncoderError(
+        f"encoder.preset {section.preset!r} has {architecture['vocabulary_size']} word pieces, the passages were made with "
+        f"{tokenizer.size}. Make the passages with the encoder's own vocab.txt (make_passages --vocab=...).")
+  if architecture["max_sequence_length"] < length:
+    raise encoder.EncoderError(
+        f"the encoder takes {architecture['max_sequence_length']} word pieces, the config asks for {length}. Shorten "
+        "retriever.passage_length and reader.length, or raise encoder.max_sequence_length.")
+  return architecture, weights
+
+
+def _start(model, weights: list | None, init_std: float) -> None:
+  if weights is not None:
+    model.set_weights(weights)
+  else:
+    encoder.rescale_fresh(model, init_std)
+
+
+def start(main: Callable[[Sequence[str]], None]) -> None:
+  """Starts an entry point: a mistake of the user's ends with one clear line and exit code 1, not with a traceback."""
+  def guarded(argv):
+    try:
+      main(argv)
+    except (artifacts.UserError, OSError, tf.errors.OpError) as error:
+      sys.exit(f"{type(error).__name__}: {error}")
+
+  app.run(guarded)
+
+
+def start_trainer(train: Callable, *, section: str) -> None:
+  """Starts a trainer, `train(config, workdir)`, with --config and --workdir (default: `config.<section>.workdir`)."""
+  config = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+  workdir = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and snapshots; run again, it goes on there.")
+  flags.mark_flag_as_required("config")
+  start(lambda argv: print(train(config.value, workdir.value or config.value[section].workdir)))

@@ -1,0 +1,90 @@
+"""Snapshots: a trainer's weights, published as folders that any job can open."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+
+import keras
+
+from realm_tf import artifacts
+from realm_tf.models.masked_reader import MaskedReader
+from realm_tf.models.retriever import Retriever
+from realm_tf.models.span_reader import SpanReader
+from realm_tf.tokenization import VOCAB, Tokenizer
+
+KIND = "snapshot"
+_CLASSES = {cls.__name__: cls for cls in (Retriever, MaskedReader, SpanReader)}
+
+
+def publish(root: str, step: int, models: Mapping[str, keras.Model], *, tokenizer: Tokenizer, made_by: str,
+            details: Mapping = {}) -> str:
+  """Writes `root/<step>`: each model's config and weights, and the vocabulary.
+
+  Args:
+    models: "retriever" and, where there is one, "reader".
+    made_by: the trainer's name, for info.json.
+    details: what else info.json should say.
+
+  Returns:
+    The snapshot's folder.
+  """
+  folder = artifacts.step_folder(root, step)
+  config = {name: {"class": type(model).__name__, "config": model.get_config()} for name, model in models.items()}
+  with artifacts.publish(folder, kind=KIND, config=config, inputs={}) as staged:
+    digests = []
+    for name, model in models.items():
+      path = os.path.join(staged.path, f"{name}.weights.h5")
+      save_weights(model, path)
+      digests.append(artifacts.file_digest(path))
+    artifacts.write_text(os.path.join(staged.path, VOCAB), "\n".join(tokenizer.pieces) + "\n")
+    staged.content = artifacts.fingerprint_of(digests)
+    staged.details = {"step": step, "made_by": made_by, "vocab_fingerprint": tokenizer.fingerprint,
+                      "lower_case": tokenizer.lower_case, **details}
+  return folder
+
+
+def load_retriever(folder: str) -> Retriever:
+  """The retriever of a snapshot.
+
+  Raises:
+    ArtifactError: not a complete snapshot, or it holds no such model.
+  """
+  return load_model(folder, "retriever")
+
+
+def load_model(folder: str, name: str) -> keras.Model:
+  """One model of a snapshot by name ("retriever" or "reader")."""
+  config = model_config(folder, name)
+  model = _CLASSES[config["class"]](**config["config"])
+  load_weights(model, os.path.join(folder, f"{name}.weights.h5"))
+  return model
+
+
+def model_config(folder: str, name: str) -> dict:
+  """Class and config of one model of a snapshot."""
+  config = artifacts.read_info(folder, kind=KIND)["config"]
+  if name not in config:
+    raise artifacts.ArtifactError(f"snapshot {folder!r} holds {', '.join(config)}; wanted {name}.")
+  return config[name]
+
+
+def load_tokenizer(folder: str) -> Tokenizer:
+  """The tokenizer that the snapshot's models were trained with."""
+  info = artifacts.read_info(folder, kind=KIND)
+  return Tokenizer(os.path.join(folder, VOCAB), lower_case=info["lower_case"])
+
+
+def save_weights(model: keras.Model, path: str) -> None:
+  """Saves weights to any `tf.io.gfile` path (HDF5 itself writes only to local files)."""
+  with tempfile.TemporaryDirectory() as scratch:
+    local = os.path.join(scratch, "model.weights.h5")
+    model.save_weights(local)
+    artifacts.gfile.copy(local, path, overwrite=True)
+
+
+def load_weights(model: keras.Model, path: str) -> None:
+  """The inverse of `save_weights`."""
+  with tempfile.TemporaryDirectory() as scratch:
+    local = os.path.join(scratch, "model.weights.h5")
+    artifacts.gfile.copy(path, local)
+    model.load_weights(local)

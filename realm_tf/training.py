@@ -1,0 +1,141 @@
+"""What the three trainers share: optimizer, checkpoints and resume, logging."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from realm_tf import artifacts, snapshots
+from realm_tf.progress import MetricsLog
+
+CHECKPOINT = "checkpoint"
+
+
+class TrainingError(artifacts.UserError):
+  """Training cannot go on; the message says at which step and what to try."""
+
+
+@keras.saving.register_keras_serializable("realm_tf")
+class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
+  """BERT's schedule: up from 0 over `warmup_steps`, then down to 0 at `steps`."""
+
+  def __init__(self, *, peak: float, steps: int, warmup_steps: int):
+    self.peak, self.steps, self.warmup_steps = peak, steps, warmup_steps
+
+  def __call__(self, step):
+    step = ops.cast(step, "float32") + 1
+    up, down = step / max(self.warmup_steps, 1), (self.steps + 1 - step) / max(self.steps + 1 - self.warmup_steps, 1)
+    return self.peak * ops.maximum(ops.minimum(up, down), 0.0)
+
+  def get_config(self) -> dict:
+    return {"peak": self.peak, "steps": self.steps, "warmup_steps": self.warmup_steps}
+
+
+class BertAdamW(keras.optimizers.AdamW):
+  """AdamW as BERT uses it, with a learning rate of their own for some variables.
+
+  Args:
+    slow: the variables whose learning rate is multiplied by `slow_factor`.
+  """
+
+  def __init__(self, *args, slow: Sequence[keras.Variable] = (), slow_factor: float = 1.0, **kwargs):
+    super().__init__(*args, **kwargs)
+    self._slow, self._slow_factor = {id(variable) for variable in slow}, slow_factor
+
+  def update_step(self, gradient, variable, learning_rate):
+    index = self._get_variable_index(variable)
+    if id(self._trainable_variables[index]) in self._slow:
+      learning_rate = learning_rate * self._slow_factor
+    super().update_step(gradient, variable, learning_rate)
+
+
+def bert_optimizer(*, learning_rate: float, steps: int, slow: Sequence[keras.Variable] = (), slow_factor: float = 1.0) -> BertAdamW:
+  """AdamW, decay 0.01 except on biases and LayerNorm, global norm clipped at 1, warm-up min(10k, max(100, steps/10)).
+
+  Runs of under 1,000 steps warm up for a tenth of them.
+  """
+  warmup_steps = min(10_000, max(100, steps // 10)) if steps >= 1_000 else max(1, steps // 10)
+  optimizer = BertAdamW(
+      LinearWarmupDecay(peak=learning_rate, steps=steps, warmup_steps=warmup_steps), weight_decay=0.01, epsilon=1e-6,
+      global_clipnorm=1.0, slow=slow, slow_factor=slow_factor)
+  optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+  return optimizer
+
+
+def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]], *, workdir: str, steps: int, log_every: int,
+          checkpoint_every: int, optimizer: keras.optimizers.Optimizer, batch_size: int, jit_compile: bool = False,
+          extra_metrics: Callable[[], Mapping[str, float]] = dict, callbacks: Sequence[keras.callbacks.Callback] = ()) -> None:
+  """Runs Keras' `fit`, resuming from W's newest checkpoint.
+
+  Args:
+    model: computes its own loss in `compute_loss`.
+    batches: training step -> its batch, the same whenever it is asked.
+    steps: to stop after.
+    log_every: steps between rows of metrics.jsonl; a Keras "epoch" here. Divides `steps` and `checkpoint_every`.
+    extra_metrics: further values for those rows.
+
+  Raises:
+    TrainingError: the loss is not finite.
+  """
+  if steps % log_every or checkpoint_every % log_every:
+    raise TrainingError(f"steps is {steps} and checkpoint_every {checkpoint_every}; both must be multiples of log_every, {log_every}.")
+  model.compile(optimizer=optimizer, jit_compile=jit_compile)
+  optimizer.build(model.trainable_variables)
+  start = restore(model, workdir)
+  if start:
+    print(f"{workdir}: going on from step {start} of {steps}", file=sys.stderr)
+  if start >= steps:
+    return
+
+  def stream():
+    for step in range(start, steps):
+      yield (batches(step),)
+
+  model.fit(
+      stream(), steps_per_epoch=log_every, shuffle=False, initial_epoch=start // log_every, epochs=steps // log_every,
+      verbose=1 if sys.stderr.isatty() else 2,
+      callbacks=[_Report(workdir, start, log_every, checkpoint_every, batch_size, extra_metrics), *callbacks])
+
+
+def restore(model: keras.Model, workdir: str) -> int:
+  """Loads W's newest checkpoint (weights and optimizer) into a compiled model; its step, or 0."""
+  folder = artifacts.latest(os.path.join(workdir, "checkpoints"))
+  if folder is None:
+    return 0
+  snapshots.load_weights(model, os.path.join(folder, "train.weights.h5"))
+  return artifacts.step_of(folder)
+
+
+def save(model: keras.Model, workdir: str, step: int) -> None:
+  """Publishes W/checkpoints/<step> and deletes all but the newest two."""
+  root = os.path.join(workdir, "checkpoints")
+  with artifacts.publish(artifacts.step_folder(root, step), kind=CHECKPOINT, config={}, inputs={}) as staged:
+    snapshots.save_weights(model, os.path.join(staged.path, "train.weights.h5"))
+  artifacts.prune(root, newest=2)
+
+
+class _Report(keras.callbacks.Callback):
+  """metrics.jsonl, TensorBoard, checkpoints, and a stop when the loss is not finite."""
+
+  def __init__(self, workdir, start, log_every, checkpoint_every, batch_size, extra_metrics):
+    super().__init__()
+    self.workdir, self.step, self.log_every, self.checkpoint_every = workdir, start, log_every, checkpoint_every
+    self.batch_size, self.extra_metrics = batch_size, extra_metrics
+    self.log, self.since = MetricsLog(workdir, start_step=start), time.monotonic()
+
+  def on_train_batch_end(self, batch, logs=None):
+    self.step += 1
+    if not np.isfinite(logs["loss"]):
+      raise TrainingError(f"the loss is {logs['loss']} at step {self.step}; lower the learning rate, or look at this step's data.")
+
+  def on_epoch_end(self, epoch, logs=None):
+    secs = time.monotonic() - self.since
+    self.since = time.monotonic()
+    rate = self.log_every * self.batch_size / secs
+    self.log.write(self.step, {**logs, "examples_per_sec": rate, "secs": secs, **self.extra_metrics()})
+    if self.step % self.checkpoint_every == 0:
+      save(self.model, self.workdir, self.step)

@@ -1,0 +1,183 @@
+"""Embeddings are the passage tower's, whichever batches, workers and runners made them, however often killed."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from beam_jobs import embed_passages
+from realm_tf import artifacts, examples, index, passages, snapshots
+from realm_tf.models.retriever import Retriever
+from realm_tf.tokenization import SPECIAL, Tokenizer
+
+REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WORDS = [f"w{i}" for i in range(50)]
+PASSAGE_LENGTH = 40  # not a multiple of the length step
+
+
+def make_passages(folder: str, *, num_passages: int = 90, num_shards: int = 3, seed: int = 0) -> str:
+  """A passages folder of random words, some passages empty and some too long."""
+  rng = np.random.default_rng(seed)
+  with artifacts.publish(folder, kind=passages.KIND, config={}, inputs={}, seed=seed) as staged:
+    artifacts.write_text(os.path.join(staged.path, "vocab.txt"), "\n".join([*SPECIAL, *WORDS]) + "\n")
+    tokenizer = Tokenizer(staged.path)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(0, 2 * PASSAGE_LENGTH))) for _ in range(num_passages)]
+    rows = passages.make_passages(tokenizer, [(rng.choice(WORDS), [text]) for text in texts], range(num_passages))
+    for shard, numbers in enumerate(np.array_split(np.arange(num_passages), num_shards)):
+      path = os.path.join(staged.path, passages.shard_name("passages", shard, num_shards))
+      passages.write_shard(path, [rows[number] for number in numbers])
+    staged.counts = {"passages": num_passages}
+    staged.details = {"vocab_fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.size, "lower_case": True}
+  return folder
+
+
+def publish_snapshot(root: str, step: int, *, vocab: str) -> str:
+  """A snapshot of a retriever with fresh weights."""
+  tokenizer = Tokenizer(vocab)
+  keras.utils.set_random_seed(step)
+  retriever = Retriever(
+      architecture=dict(vocabulary_size=tokenizer.size, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=32,
+                        max_sequence_length=PASSAGE_LENGTH, dropout=0.1),
+      projection_dim=8, query_length=16, passage_length=PASSAGE_LENGTH)
+  return snapshots.publish(root, step, {"retriever": retriever}, tokenizer=tokenizer, made_by="test")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> str:
+  return make_passages(str(tmp_path_factory.mktemp("corpus") / "passages"))
+
+
+@pytest.fixture(scope="module")
+def snapshot(corpus, tmp_path_factory) -> str:
+  return publish_snapshot(str(tmp_path_factory.mktemp("snapshots")), 100, vocab=corpus)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(corpus, snapshot) -> np.ndarray:
+  """Each passage packed and embedded by itself."""
+  retriever, tokenizer, table = snapshots.load_retriever(snapshot), snapshots.load_tokenizer(snapshot), passages.load(corpus)
+  rows = []
+  for number in range(len(table)):
+    ids = examples.gather_passages(table, [number])
+    packed = examples.pack_passages(*ids, tokenizer=tokenizer, length=PASSAGE_LENGTH)
+    rows.append(retriever.embed_passages(packed.token_ids, packed.segment_ids)[0])
+  return np.stack(rows)
+
+
+def embeddings_of(folder: str) -> np.ndarray:
+  return index.read_embeddings(folder, num_rows=artifacts.read_info(folder)["counts"]["passages"])
+
+
+def check_close(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
+  print(f"{what}: {got.shape} rows, largest difference {np.abs(got - wanted).max():.1e}")
+  np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size, jit_compile", [(7, False), (64, False), (64, True)])
+def test_batches_do_not_change_embeddings(batch_size, jit_compile, corpus, snapshot, one_by_one, tmp_path):
+  info = embed_passages.embed(
+      str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus, batch_size=batch_size, jit_compile=jit_compile)
+  check_close(embeddings_of(str(tmp_path / "index")), one_by_one, f"batches of {batch_size}, jit_compile={jit_compile}")
+  assert info["counts"]["passages"] == info["counts"]["embedded_now"] == 90
+  assert 0 < info["padded_share"] < 1
+
+
+def test_next_snapshot_brings_its_own_weights(corpus, snapshot, one_by_one, tmp_path):
+  newer = publish_snapshot(str(tmp_path), 200, vocab=corpus)
+  for name, folder in (("first", snapshot), ("second", newer), ("third", snapshot)):
+    embed_passages.embed(str(tmp_path / name), snapshot=folder, passages_folder=corpus)
+  first, second, third = (embeddings_of(str(tmp_path / name)) for name in ("first", "second", "third"))
+  print(f"another snapshot moves rows by {np.abs(second - first).mean():.2f}; the first again, by {np.abs(third - first).max()}")
+  assert np.abs(second - first).mean() > 0.1
+  np.testing.assert_array_equal(first, third)
+
+
+def test_two_worker_processes(corpus, snapshot, one_by_one, tmp_path):
+  embed_passages.embed(str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus,
+                       beam_args=["--direct_num_workers=2", "--direct_running_mode=multi_processing"])
+  check_close(embeddings_of(str(tmp_path / "index")), one_by_one, "two worker processes")
+
+
+def test_portable_job_service_with_external_workers(corpus, snapshot, one_by_one, tmp_path):
+  job_port, pool_port = free_port(), free_port()
+  with background("apache_beam.runners.portability.local_job_service_main", f"--port={job_port}"), \
+       background("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"):
+    for port in (job_port, pool_port):
+      wait_until(lambda: is_listening(port), f"port {port}")
+    job = run_job("--snapshot", snapshot, "--passages", corpus, "--output", str(tmp_path / "index"), "--",
+                  "--runner=PortableRunner", f"--job_endpoint=localhost:{job_port}", "--environment_type=EXTERNAL",
+                  f"--environment_config=localhost:{pool_port}")
+    assert job.wait(timeout=60) == 0
+  check_close(embeddings_of(str(tmp_path / "index")), one_by_one, "portable job service")
+  assert artifacts.read_info(str(tmp_path / "index"))["counts"]["embedded_now"] == 90
+
+
+def test_killed_job_goes_on_where_it_stopped(snapshot, tmp_path):
+  corpus, output = make_passages(str(tmp_path / "passages"), num_passages=200, num_shards=50), str(tmp_path / "index")
+  finished = lambda: {path: os.stat(path).st_ino for path in tmp_path.glob(".staging-index-*/embeddings-*.npy")}
+  job = run_job("--snapshot", snapshot, "--passages", corpus, "--output", output)
+  wait_until(finished, "the first embeddings")
+  os.killpg(job.pid, signal.SIGKILL)
+  job.wait()
+  before = {path.name: inode for path, inode in finished().items()}
+  assert 0 < len(before) < 50 and not artifacts.is_complete(output)
+  info = embed_passages.embed(output, snapshot=snapshot, passages_folder=corpus)
+  after = {os.path.basename(path): os.stat(path).st_ino for path in index.shard_paths(output)}
+  print(f"killed after {len(before)} of 50 files; embedded then: {info['counts']['embedded_now']} of 200 passages")
+  assert before.items() <= after.items() and len(after) == 50
+  assert info["counts"]["embedded_now"] == 200 - 4 * len(before)
+
+
+def test_another_vocabulary_is_refused(snapshot, tmp_path):
+  corpus = make_passages(str(tmp_path / "passages"), num_passages=3, num_shards=1)
+  info_path = os.path.join(corpus, artifacts.INFO)
+  vocabulary = snapshots.load_tokenizer(snapshot).fingerprint
+  artifacts.write_text(info_path, artifacts.read_text(info_path).replace(vocabulary, "another"))
+  with pytest.raises(artifacts.ArtifactError, match="was made with vocabulary another"):
+    embed_passages.embed(str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus)
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def run_job(*args: str) -> subprocess.Popen:
+  """The job as people start it, in a process group of its own."""
+  return subprocess.Popen([sys.executable, "-m", "beam_jobs.embed_passages", *args], cwd=REPOSITORY, start_new_session=True)
+
+
+@contextlib.contextmanager
+def background(module: str, *args: str):
+  """A Beam service with this Python first on its PATH."""
+  path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+  service = subprocess.Popen([sys.executable, "-m", module, *args], cwd=REPOSITORY, start_new_session=True,
+                             env={**os.environ, "PATH": path, "PYTHONPATH": REPOSITORY})
+  try:
+    yield
+  finally:
+    os.killpg(service.pid, signal.SIGKILL)
+    service.wait()
+
+
+def free_port() -> int:
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
+
+
+def is_listening(port: int) -> bool:
+  with socket.socket() as client:
+    return client.connect_ex(("localhost", port)) == 0
+
+
+def wait_until(condition, what: str, *, timeout_secs: float = 60) -> None:
+  deadline = time.monotonic() + timeout_secs
+  while not condition():
+    assert time.monotonic() < deadline, f"{what} did not appear in {timeout_secs} s"
+    time.sleep(0.002)

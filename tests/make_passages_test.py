@@ -1,0 +1,228 @@
+"""beam_jobs/make_passages.py: every format and every kind of bad input in one corpus, determinism, crashes, a full disk."""
+
+import gzip
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from beam_jobs import make_passages
+from realm_tf import artifacts, passages
+
+ROOT = pathlib.Path(__file__).parent.parent
+WIKIPEDIA = ROOT.parent / "shared/data/wikipedia_2014"
+TWO_WORKERS = ("--direct_num_workers=2", "--direct_running_mode=multi_processing")
+
+WORDS = "the river rose in spring and old stone bridges carried traders over it before winter closed every road".split()
+
+
+def prose(sentences: int, seed: int = 0) -> str:
+  """Sentences of 15 words, no two alike."""
+  return " ".join(
+      " ".join([f"Town {seed} number {n}", *(WORDS[(n * 7 + seed + k * (1 + n % 5)) % len(WORDS)] for k in range(11))]) + "."
+      for n in range(sentences))
+
+
+def doc(title: str, text: str) -> str:
+  return f'<doc id="1" url="u" title="{title}">\n{title}\n\n{text}\n\n</doc>\n'
+
+
+def write_corpus(folder: pathlib.Path) -> None:
+  """A corpus with all formats, most of what can be wrong, and three big files that are read in several chunks or zipped."""
+  folder.mkdir()
+  (folder / "a_wiki").write_bytes((
+      doc("AT&amp;T", "AT&amp;T was founded in 1885.\nHistory.\nIt  grew\tfast. Then it split.")
+      + doc("Timberlea", "")
+      + doc("List of rivers", "One river.") + doc("Mercury (disambiguation)", "It may be a god.")
+      + "text outside any article\n"
+      + '<doc id="2" url="u" title="Cut off">\nCut off\n\nThis article never ends.\n'
+      + '<doc id="3">\nno title\n</doc>\n'
+      + doc("Long", prose(60))).encode() + b'<doc id="4" url="u" title="Bytes">\nBroken \xff\xfe bytes.\n</doc>\n')
+  records = [
+      json.dumps({"title": "Röntgen", "text": "Röntgen, of Germany, won it. He was born in 1845."}),
+      json.dumps({"title": "Röntgen", "text": "Röntgen, of Germany, won it.  He was born in 1845."}),  # the same passage
+      '{"title": "Broken", "text": ', '["no", "object"]', '{"title": "No text"}', '{"title": "Number", "text": 3}',
+      '{"title": "Surrogate", "text": "half a pair \\ud800 here"}', '{"title": "Title alone", "text": "Title alone"}',
+      json.dumps({"title": "5 MB", "text": "x" * 5_000_000}), json.dumps({"title": "word " * 400, "text": "A long title."}),
+      json.dumps({"title": "Last", "text": "The last line has no line end."})]
+  (folder / "b.jsonl").write_text("\n".join(records))
+  (folder / "c_text.txt").write_text("\ufeffA plain text is one article.\n\nIts title is the file's name.")
+  whole = gzip.compress("".join(doc(f"Zipped {n}", prose(3, seed=1000 + n)) for n in range(200)).encode())
+  (folder / "d_whole.gz").write_bytes(whole)
+  (folder / "e_truncated.gz").write_bytes(gzip.compress("".join(
+      json.dumps({"title": f"Kept {n}", "text": prose(4, seed=2000 + n)}) + "\n" for n in range(500)).encode())[:-4000])
+  (folder / "f_broken.gz").write_bytes(whole[:40] + b"\x00" * 40 + whole[80:])
+  (folder / "g_empty").write_bytes(b"")
+  (folder / "sub").mkdir()
+  (folder / "sub" / "wiki_00").write_text("".join(doc(f"Place {n}", prose(24, seed=n)) for n in range(3000)))
+
+
+def command(*args: str, job: str = "make_passages") -> list[str]:
+  return [sys.executable, "-m", f"beam_jobs.{job}", *args]
+
+
+def run_command(*args: str, **options) -> subprocess.CompletedProcess:
+  return subprocess.run(command(*args), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, **options)
+
+
+def files_of(folder: pathlib.Path) -> dict[str, bytes]:
+  """What must be the same in two runs: all but info.json, which tells the time."""
+  return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != artifacts.INFO}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("corpus") / "corpus"
+  write_corpus(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def made(corpus, tmp_path_factory) -> pathlib.Path:
+  """The corpus made in this process."""
+  folder = tmp_path_factory.mktemp("made") / "P"
+  make_passages.run(str(corpus), str(folder), vocab_size=1000, max_tokens=128, passages_per_shard=1500)
+  return folder
+
+
+def rejected(folder: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in (folder / make_passages.REJECTED).read_text().splitlines()]
+
+
+def test_counts_and_reasons(made):
+  counts = artifacts.read_info(str(made))["counts"]
+  print(counts)
+  assert counts["dropped"] == {
+      "bad_json": 1, "bad_record": 4, "bad_utf8": 2, "broken_gzip": 1, "dropped_title": 2, "duplicate": 1, "empty": 3,
+      "outside_doc": 1, "title_too_long": 1, "too_long": 1, "truncated_gzip": 1, "unclosed_doc": 1}
+  rows = rejected(made)
+  assert len(rows) == sum(counts["dropped"].values())
+  assert all(row["file"] and len(row["text"]) <= 200 for row in rows)
+  (duplicate,) = [row for row in rows if row["reason"] == "duplicate"]
+  assert (duplicate["title"], os.path.basename(duplicate["file"])) == ("Röntgen", "b.jsonl")
+
+
+def test_passages_are_as_written(made, corpus):
+  table = passages.load(str(made))
+  by_title = {}
+  for title, text in zip(table.titles, table.texts):
+    by_title.setdefault(title, []).append(text)
+  print(len(table), "passages;", by_title["AT&T"], by_title["c_text"])
+  assert by_title["AT&T"] == ["AT&T was founded in 1885. History. It grew fast. Then it split."]
+  assert by_title["Röntgen"] == ["Röntgen, of Germany, won it. He was born in 1845."]
+  assert by_title["c_text"] == ["A plain text is one article. Its title is the file's name."]
+  assert by_title["Last"] == ["The last line has no line end."]
+  assert " ".join(by_title["Long"]) == prose(60) and len(by_title["Long"]) > 1
+  places = [int(title.split()[1]) for title in table.titles if title.startswith("Place")]
+  assert places == sorted(places) and set(places) == set(range(3000))  # 3000 articles over several chunks, in order, none twice
+  assert all(" ".join(by_title[f"Place {n}"]) == prose(24, seed=n) for n in range(0, 3000, 50))
+  kept = [title for title in by_title if title.startswith("Kept")]
+  assert 100 < len(kept) < 500 and kept == [f"Kept {n}" for n in range(len(kept))]  # what stood before the cut
+  assert list(table.titles[:1]) == ["AT&T"] and table.titles[-1] == "Place 2999"
+
+
+def test_blocks_fill_the_room_and_sentences_are_whole(made):
+  table = passages.load(str(made))
+  sizes = [len(table.title_ids[i]) + len(table.text_ids[i]) + 3 for i in range(len(table))]
+  print("tokens: largest", max(sizes), "of 128")
+  assert 110 < max(sizes) <= 128
+  for i in range(0, len(table), 97):
+    text = table.texts[i].encode()
+    sentences = [text[a:b].decode() for a, b in zip(table.sentence_starts[i], table.sentence_ends[i])]
+    assert " ".join(sentences) == table.texts[i] and all(sentence.strip() == sentence for sentence in sentences)
+
+
+def test_two_workers_write_the_same_bytes(made, corpus, tmp_path):
+  result = run_command(f"--input={corpus}", f"--output={tmp_path}/P", "--vocab_size=1000", "--max_tokens=128",
+                       "--passages_per_shard=1500", "--", *TWO_WORKERS)
+  assert result.returncode == 0, result.stderr[-2000:]
+  one, two = files_of(made), files_of(tmp_path / "P")
+  print(sorted(one), artifacts.read_info(str(made))["fingerprint"])
+  assert one == two and sum("tfrecord" in name for name in one) > 2
+  assert artifacts.read_info(str(made))["fingerprint"] == artifacts.read_info(str(tmp_path / "P"))["fingerprint"]
+
+
+def test_unchanged_corpus_is_not_made_again(tmp_path, capsys):
+  source = tmp_path / "a.jsonl"
+  source.write_text(json.dumps({"title": "A", "text": prose(5)}))
+  arguments = {"inputs": str(source), "output": str(tmp_path / "P"), "vocab_size": 200}
+  first = make_passages.run(**arguments)
+  assert make_passages.run(**arguments) == first and "already made" in capsys.readouterr().out
+  moved = tmp_path / "elsewhere" / "a.jsonl"
+  moved.parent.mkdir()
+  moved.write_bytes(source.read_bytes())
+  assert make_passages.run(**{**arguments, "inputs": str(moved)}) == first  # the same content in another place
+  source.write_text(json.dumps({"title": "A", "text": prose(6)}))
+  assert make_passages.run(**arguments)["fingerprint"] != first["fingerprint"]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ({"inputs": "{tmp}/absent*"}, "matches no file"),
+    ({"inputs": "{tmp}/empty"}, "all are empty"),
+    ({"inputs": "{tmp}/stubs.jsonl"}, "gives no passage"),
+    ({"inputs": "{tmp}/stubs.jsonl", "format": "xml"}, "wanted one of auto"),
+    ({"inputs": "{tmp}/stubs.jsonl", "max_tokens": 3}, "wanted at least 16"),
+    ({"inputs": "{tmp}/stubs.jsonl", "vocab": "{tmp}/absent"}, "no vocabulary at"),
+])
+def test_unusable_input_is_explained(arguments, words, tmp_path):
+  (tmp_path / "empty").write_bytes(b"")
+  (tmp_path / "stubs.jsonl").write_text('{"title": "A", "text": ""}\n')
+  given = {name: value.format(tmp=tmp_path) if isinstance(value, str) else value for name, value in arguments.items()}
+  with pytest.raises(ValueError, match=words) as caught:
+    make_passages.run(output=str(tmp_path / "P"), vocab_size=100, **given)
+  print(caught.value)
+  assert [path.name for path in tmp_path.iterdir() if "P" in path.name] == []
+
+
+def test_an_error_is_one_line_on_the_command_line(tmp_path):
+  result = run_command(f"--input={tmp_path}/absent", f"--output={tmp_path}/P")
+  last = result.stderr.strip().splitlines()[-1]
+  print(last)
+  assert result.returncode == 1 and "Traceback" not in result.stderr and last.startswith("make_passages: --input")
+
+
+def test_full_disk_keeps_the_earlier_passages(made, corpus, tmp_path):
+  source = tmp_path / "a.jsonl"
+  source.write_text(json.dumps({"title": "A", "text": prose(5)}))
+  make_passages.run(str(source), str(tmp_path / "P"), vocab=str(made))
+  before = files_of(tmp_path / "P")
+  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+  result = run_command(f"--input={corpus}", f"--output={tmp_path}/P", f"--vocab={made}", preexec_fn=limit)
+  print(result.stderr.strip().splitlines()[-1])
+  assert result.returncode == 1 and "File too large" in result.stderr.strip().splitlines()[-1]
+  assert files_of(tmp_path / "P") == before and sorted(p.name for p in tmp_path.iterdir()) == ["P", "a.jsonl"]
+
+
+def test_killed_job_leaves_nothing_that_looks_complete(made, corpus, tmp_path):
+  arguments = [f"--input={corpus}", f"--output={tmp_path}/P", "--vocab_size=1000", "--max_tokens=128", "--passages_per_shard=1500"]
+  job = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  while not list(tmp_path.glob(".staging-*/*tfrecord.gz")):  # in the middle of writing
+    assert job.poll() is None, "the job ended before it could be killed"
+    time.sleep(0.005)
+  job.send_signal(signal.SIGKILL)
+  job.wait()
+  left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+  print("after kill -9:", left)
+  assert not (tmp_path / "P").exists() and not any(artifacts.COMPLETE in name for name in left)
+  with pytest.raises(artifacts.ArtifactError, match="does not exist"):
+    passages.load(str(tmp_path / "P"))
+  assert run_command(*arguments).returncode == 0
+  assert files_of(tmp_path / "P") == files_of(made)
+
+
+@pytest.mark.skipif(not WIKIPEDIA.exists(), reason=f"{WIKIPEDIA} is not on this machine")
+def test_wikipedia_as_it_is(made, tmp_path):
+  files = sorted(WIKIPEDIA.glob("AA/wiki_*"))[:3]
+  info = make_passages.run(",".join(map(str, files)), str(tmp_path / "P"), vocab_size=5000)
+  num_docs = sum(file.read_text().count("<doc id=") for file in files)
+  print(num_docs, "articles in the files;", info["counts"])
+  assert info["counts"]["articles"] + sum(info["counts"]["dropped"].values()) - info["counts"]["dropped"].get("duplicate", 0) == num_docs
+  table = passages.load(str(tmp_path / "P"))
+  assert "Chen Zhili" in table.titles or len(table) > 1000
+  assert not any(text.startswith(f"{title} {title} ") for title, text in zip(table.titles, table.texts))

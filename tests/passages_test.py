@@ -1,0 +1,84 @@
+"""realm_tf/passages.py: blocking against a slow, obvious version; records that come back as they went in; the table."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from realm_tf import artifacts, passages, tokenization
+
+PIECES = [*tokenization.SPECIAL, "ron", "##tgen", "was", "born", ".", "in", "1845", "a", "b", "c"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> tokenization.Tokenizer:
+  path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+  path.write_text("\n".join(PIECES) + "\n")
+  return tokenization.Tokenizer(str(path))
+
+
+@pytest.mark.parametrize("lengths, blocks", [
+    ([4, 4, 4], [[0, 1], [2]]),  # room is 10 - 0 - 3 + 2 = 9
+    ([9], [[0]]), ([10], [[0]]), ([1, 50, 1, 1], [[0], [1], [2, 3]]), ([], []), ([5, 4, 9], [[0, 1], [2]]),
+])
+def test_blocks_by_hand(lengths, blocks):
+  sentences = [f"s{i}" for i in range(len(lengths))]
+  got = passages.block_sentences(sentences, lengths, title_tokens=2, max_tokens=14)
+  assert got == [[f"s{i}" for i in block] for block in blocks]
+
+
+def test_blocks_lose_nothing_and_could_not_take_one_more():
+  rng = random.Random(0)
+  for _ in range(200):
+    lengths = [rng.randint(1, 60) for _ in range(rng.randint(0, 30))]
+    got = passages.block_sentences(list(range(len(lengths))), lengths, title_tokens=rng.randint(0, 10), max_tokens=64)
+    assert [s for block in got for s in block] == list(range(len(lengths)))
+  sizes = [sum(lengths[s] for s in block) for block in got]
+  print(sizes)
+
+
+def test_offsets_point_into_the_original_bytes(tokenizer):
+  (made,) = passages.make_passages(tokenizer, [("Röntgen", ["Röntgen was born.", "In 1845 ."])], [7])
+  text = made.text.encode()
+  print(made)
+  assert (made.number, made.text) == (7, "Röntgen was born. In 1845 .")
+  assert [text[a:b].decode() for a, b in zip(made.token_starts, made.token_ends)] == [
+      "Rön", "tgen", "was", "born", ".", "In", "1845", "."]
+  assert [text[a:b].decode() for a, b in zip(made.sentence_starts, made.sentence_ends)] == ["Röntgen was born.", "In 1845 ."]
+  assert [PIECES[i] for i in made.text_ids] == ["ron", "##tgen", "was", "born", ".", "in", "1845", "."]
+
+
+def test_records_come_back(tokenizer, tmp_path):
+  rows = passages.make_passages(tokenizer, [("", ["a"]), ("ü " * 500, ["b c", "東京"]), ("t", [""])], [0, 1, 2])
+  path = str(tmp_path / passages.shard_name("passages", 0, 1))
+  passages.write_shard(path, rows)
+  assert list(passages.read_shard(path, passages.Passage)) == rows
+  first = open(path, "rb").read()
+  passages.write_shard(path, rows)
+  assert open(path, "rb").read() == first and [p.name for p in tmp_path.iterdir()] == ["passages-00000-of-00001.tfrecord.gz"]
+  sentence = passages.Sentence(3, "a b", [13, 14], [0, 2], [1, 3], [0], [2])
+  assert passages.decode(passages.encode(sentence), passages.Sentence) == sentence
+
+
+def write_folder(tokenizer, folder, numbers) -> None:
+  with artifacts.publish(str(folder), kind=passages.KIND, config={}, inputs={}) as staged:
+    rows = passages.make_passages(tokenizer, [(f"t{n}", ["a b c"[: 1 + 2 * (n % 3)]]) for n in numbers], numbers)
+    for shard in range(2):
+      passages.write_shard(f"{staged.path}/{passages.shard_name('passages', shard, 2)}", rows[3 * shard:3 * shard + 3])
+    staged.counts, staged.details = {"passages": 6}, {"vocab_size": tokenizer.size}
+
+
+def test_load(tokenizer, tmp_path):
+  write_folder(tokenizer, tmp_path / "P", range(6))
+  table = passages.load(str(tmp_path / "P"))
+  assert table.titles == [f"t{n}" for n in range(6)] and table.text_ids.values.dtype == np.uint16
+  assert table.text_ids.gather([5, 0, 1]).to_list() == [[12, 13, 14], [12], [12, 13]]
+  assert table.fingerprint == json.loads((tmp_path / "P" / "info.json").read_text())["fingerprint"]
+
+
+def test_load_refuses_a_missing_record_file(tokenizer, tmp_path):
+  write_folder(tokenizer, tmp_path / "P", range(6))
+  (tmp_path / "P" / passages.shard_name("passages", 0, 2)).unlink()
+  with pytest.raises(artifacts.ArtifactError, match="holds 3 passages, its info.json says 6"):
+    passages.load(str(tmp_path / "P"))
