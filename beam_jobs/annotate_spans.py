@@ -144,6 +144,7 @@ def run(passages_folder: str, output: str, *, tagger: str = "rules", beam_args: 
     written = json.loads(artifacts.read_text(report))
     artifacts.gfile.remove(report)
     staged.counts, staged.content = written["counts"], written["content"]
+    staged.details = {"vocab_fingerprint": source["vocab_fingerprint"]}
     if not staged.counts["spans"]:
       raise TaggerError(f"--tagger={tagger} finds no span in the {source['counts']['passages']} passages of {passages_folder!r}.")
   secs = time.time() - started

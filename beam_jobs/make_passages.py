@@ -186,8 +186,8 @@ def build(root: beam.Pipeline, chunks: Sequence[Chunk], folder: str, *, lower_ca
 # --------------------------------------------------------------------------------------------------------------- job
 
 
-def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = None, vocab_size: int = 30_522,
-        lower_case: bool = True, max_tokens: int = 288, passages_per_shard: int = 10_000, beam_args: Sequence[str] = ()) -> dict:
+def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = None, vocab_input: str = "",
+        vocab_size: int = 30_522, lower_case: bool = True, max_tokens: int = 288, passages_per_shard: int = 10_000, beam_args: Sequence[str] = ()) -> dict:
   """Makes a passages folder, unless it is there and was made from just this.
 
   Args:
@@ -195,6 +195,7 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
     output: the folder to write.
     format: one of corpus.FORMATS.
     vocab: a vocab.txt or a folder that holds one; None learns one from the corpus.
+    vocab_input: further files, as `inputs`, for learning the vocabulary only.
     vocab_size: most word pieces of a learned vocabulary.
     lower_case: whether the vocabulary is uncased.
     max_tokens: most word pieces of `[CLS] title [SEP] text [SEP]`.
@@ -211,9 +212,11 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   if max_tokens < 16 or passages_per_shard < 1:
     raise CorpusError(f"got --max_tokens={max_tokens}, --passages_per_shard={passages_per_shard}; wanted at least 16 and 1.")
   sources = corpus.find_sources(inputs, format=format)
+  also = corpus.find_sources(vocab_input, format=format) if vocab_input and not vocab else []
   config = {
-      "corpus": artifacts.fingerprint_of([(os.path.basename(s.path), s.format, s.size_bytes, s.digest) for s in sources]),
-      "vocab": tokenization.Tokenizer(vocab, lower_case=lower_case).fingerprint if vocab else f"learned, at most {vocab_size}",
+      "corpus": _fingerprint(sources),
+      "vocab": tokenization.Tokenizer(vocab, lower_case=lower_case).fingerprint if vocab else (
+          f"learned, at most {vocab_size}" + (f", with {_fingerprint(also)}" if also else "")),
       "lower_case": lower_case, "max_tokens": max_tokens, "passages_per_shard": passages_per_shard}
   if artifacts.is_current(output, kind=passages.KIND, config=config, inputs={}):
     print(f"make_passages: {output} is already made from just this corpus.")
@@ -222,7 +225,8 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   print(f"make_passages: reading {len(sources)} files, {sum(s.size_bytes for s in sources) / 1e6:.1f} MB")
   with artifacts.publish(output, kind=passages.KIND, config=config, inputs={}) as staged:
     chunks = corpus.split_into_chunks(sources)
-    tokenizer = _write_vocabulary(staged.path, chunks, vocab=vocab, size=vocab_size, lower_case=lower_case)
+    tokenizer = _write_vocabulary(
+        staged.path, chunks + corpus.split_into_chunks(also), vocab=vocab, size=vocab_size, lower_case=lower_case)
     with pipelines.pipeline(beam_args) as root:
       build(root, chunks, staged.path, lower_case=lower_case, max_tokens=max_tokens, passages_per_shard=passages_per_shard)
     report = os.path.join(staged.path, _REPORT)
@@ -238,6 +242,10 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   print(f"make_passages: {counts['passages']} passages of {counts['articles']} articles in {secs:.0f} s "
         f"({counts['passages'] / secs:.0f}/s); dropped {counts['dropped']}; {output}")
   return artifacts.read_info(output)
+
+
+def _fingerprint(sources: Sequence[corpus.Source]) -> str:
+  return artifacts.fingerprint_of([(os.path.basename(s.path), s.format, s.size_bytes, s.digest) for s in sources])
 
 
 def _write_vocabulary(
@@ -264,8 +272,8 @@ def _sample(chunks: Sequence[Chunk]) -> Iterator[str]:
 
 def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
-  run(args.input, args.output, format=args.format, vocab=args.vocab, vocab_size=args.vocab_size, lower_case=args.lower_case,
-      max_tokens=args.max_tokens, passages_per_shard=args.passages_per_shard, beam_args=argv[1:])
+  run(args.input, args.output, format=args.format, vocab=args.vocab, vocab_input=args.vocab_input,
+      vocab_size=args.vocab_size, lower_case=args.lower_case, max_tokens=args.max_tokens, passages_per_shard=args.passages_per_shard, beam_args=argv[1:])
 
 
 if __name__ == "__main__":
@@ -273,6 +281,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("output", None, "The passages folder to write.", required=True)
   flags.DEFINE_enum("format", "auto", corpus.FORMATS, "What the files hold; auto decides for each file.")
   flags.DEFINE_string("vocab", None, "A vocab.txt, or a folder that holds one; without it one is learned from the corpus.")
+  flags.DEFINE_string("vocab_input", "", "Further files that a vocabulary is learned from, besides --input.")
   flags.DEFINE_integer("vocab_size", 30_522, "Most word pieces of a learned vocabulary.")
   flags.DEFINE_bool("lower_case", True, "Whether the vocabulary is uncased.")
   flags.DEFINE_integer("max_tokens", 288, "Most word pieces of [CLS] title [SEP] text [SEP].")

@@ -15,6 +15,18 @@ def get_config():
   c.seed = 0
   c.jit_compile = False  # XLA for the training steps
 
+  # ---- the corpus ----
+  c.corpus = dict(
+      builtin=True,  # write the built-in corpus to run_dir/corpus first
+      num_entities=1000,  # of the built-in corpus, four facts each; a multiple of 8
+      knowledge=run + "/corpus/knowledge",  # Z's articles: files, folders and globs, separated by commas
+      pretraining=run + "/corpus/pretraining",  # X's articles; "" where X is Z
+      format="auto",  # or "wikiextractor", "jsonl", "text"
+      vocab="",  # a BERT vocab.txt; "" to learn one from Z and X
+      vocab_size=4000,  # most word pieces of a learned vocabulary
+      max_tokens=64,  # most word pieces of a passage
+      beam_args=())  # Beam's options, for the jobs
+
   # ---- inputs, as the jobs before left them ----
   c.passages = run + "/passages"  # Z, what is retrieved
   c.knowledge_spans = run + "/spans-knowledge"  # its sentences with salient spans
@@ -30,24 +42,31 @@ def get_config():
   )
   c.retriever = dict(
       projection_dim=64, query_length=24, passage_length=44,
-      pooling="cls",  # or "mean" over word pieces
+      pooling="mean",  # over word pieces; "cls": the pooled [CLS] output, as published
       shared=True,  # one tower for queries and passages
       dropout=0.0, scale=1.0)
   c.reader = dict(length=64, max_masks=5)
 
   # ---- warm starts ----
+  c.mlm = dict(  # where no published BERT can be had; steps=0 skips it
+      workdir=run + "/mlm", steps=1600, batch_size=64, learning_rate=2e-3,
+      pretraining_every=4,  # every so many steps a batch of X with the null passage, else of Z with its own passages
+      log_every=100, checkpoint_every=400)
   c.ict = dict(
-      workdir=run + "/ict", steps=500, batch_size=64, learning_rate=2e-3,
+      workdir=run + "/ict", steps=100, batch_size=64, learning_rate=1e-3,
       removal_rate=0.9,  # how often the query sentence is taken out of its passage
-      log_every=50, checkpoint_every=250)
-  c.warmup = dict(steps=1600, batch_size=64, learning_rate=2e-3, log_every=100, checkpoint_every=400)
+      log_every=50, checkpoint_every=100)
+  c.warmup = dict(
+      steps=400, batch_size=64, learning_rate=1e-3,
+      pretraining_every=2,  # every so many steps a batch of X with the first index's best passage
+      log_every=100, checkpoint_every=400)
 
   # ---- REALM ----
   c.searcher = "exact"  # or "scann"
   c.realm = dict(
       workdir=run + "/realm",
       init=run + "/ict",  # snapshots/ to start the retriever from
-      steps=800, batch_size=32, learning_rate=1e-3,
+      steps=1000, batch_size=32, learning_rate=1e-3,
       retriever_learning_rate_ratio=0.3,
       num_candidates=5,  # the null passage included
       null_passage=True,
@@ -72,4 +91,11 @@ def get_config():
       reader_length=64, max_span=5, span_dim=64,
       sync_steps=10,  # how often retrieval takes over the question tower's new weights
       log_every=50, checkpoint_every=200)
+
+  # ---- evaluation ----
+  c.evaluate = dict(
+      questions=run + "/corpus/questions.test.jsonl",  # "" for none
+      clozes=run + "/corpus/clozes.test.jsonl",  # sentences with a blank, for zero-shot recall; "" for none
+      systems=("closed_book", "bm25", "ict", "realm"),  # what is fine-tuned and compared
+      num_answers=4)  # answered questions to show at the end
   return c

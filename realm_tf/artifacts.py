@@ -73,7 +73,7 @@ def publish(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str
     inputs: name -> folder of each complete input artifact; their fingerprints are recorded.
     seed: the random seed, where one was used.
     resume: keep what an interrupted run of the *same* config and inputs left in the staging folder; otherwise staging
-      starts empty.
+      starts empty. One writer at a time for one folder.
 
   Yields:
     `Staged`; write files under its `path`, set its `counts`, `content` and `details`.
@@ -85,7 +85,7 @@ def publish(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str
   sources = {name: {"path": path, "fingerprint": read_info(path)["fingerprint"]} for name, path in inputs.items()}
   recipe = fingerprint_of(kind, FORMAT_VERSION, dict(config), {k: v["fingerprint"] for k, v in sources.items()}, seed)
   parent, name = os.path.split(folder)
-  staging = os.path.join(parent, f".staging-{name}-{recipe[:8]}" if resume else f".staging-{name}-{os.getpid()}")
+  staging = os.path.join(parent, f".staging-{name}-{recipe[:8]}" if resume else f".staging-{name}")
   if gfile.exists(staging) and not resume:
     gfile.rmtree(staging)
   gfile.makedirs(staging)
@@ -201,5 +201,17 @@ def prune(root: str, *, newest: int, keep_steps: Collection[int] = ()) -> None:
   """Deletes complete numbered artifacts under `root`, but for the newest so many and those of `keep_steps`."""
   for folder in complete_folders(root)[:-newest]:
     if step_of(folder) not in keep_steps:
-      gfile.remove(os.path.join(folder, COMPLETE))
-      gfile.rmtree(folder)
+      remove(folder)
+
+
+def remove_after(root: str, step: int) -> None:
+  """Deletes the numbered artifacts of later steps: what a run that resumes from `step` will make again."""
+  for folder in complete_folders(root):
+    if step_of(folder) > step:
+      remove(folder)
+
+
+def remove(folder: str) -> None:
+  """Deletes an artifact; it stops being complete first."""
+  gfile.remove(os.path.join(folder, COMPLETE))
+  gfile.rmtree(folder)

@@ -105,19 +105,23 @@ class Batches:
                                max_masks=config.reader.max_masks, knowledge=table.fingerprint)
         for folder in (config.spans, config.knowledge_spans))
 
-  def warmup(self, step: int, *, indexed: retrieval.IndexedRetriever) -> dict[str, np.ndarray]:
-    """The reader must learn to copy from a passage before it can teach the retriever.
+  def masked_lm(self, step: int, *, batch_size: int, pretraining_every: int,
+                indexed: retrieval.IndexedRetriever | None = None) -> dict[str, np.ndarray]:
+    """One passage each, for the masked-LM stages, in which the reader learns to copy from a passage.
 
-    First half of the steps: a masked sentence of the knowledge corpus with its own, intact passage. Second half: that,
-    alternating with a masked sentence of the pre-training corpus and the first index's best passage.
+    Most steps: masked sentences of the knowledge corpus with their own, intact passages. Every so many steps: masked
+    sentences of the pre-training corpus with the best passage of `indexed`, or with the null passage where it is None.
     """
-    section = self.config.warmup
-    own = step < section.steps // 2 or step % 2 == 0
+    own = step % pretraining_every != pretraining_every - 1
     source = self.knowledge_sentences if own else self.sentences
-    queries = source.batch(step, batch_size=section.batch_size, seed=self.config.seed + 1)
+    queries = source.batch(step, batch_size=batch_size, seed=self.config.seed + 1)
     query_ids = self._pack_queries(queries)
-    numbers = queries.own_passages[:, None] if own else retrieval.candidates(
-        indexed, query_ids, num=1, own_passages=queries.own_passages, null=False)
+    if own:
+      numbers = queries.own_passages[:, None]
+    elif indexed is None:
+      numbers = np.full([batch_size, 1], examples.NULL_PASSAGE)
+    else:
+      numbers = retrieval.candidates(indexed, query_ids, num=1, own_passages=queries.own_passages, null=False)
     return self._pack(queries, query_ids, numbers)
 
   def realm(self, step: int, *, indexed: retrieval.IndexedRetriever) -> dict[str, np.ndarray]:
@@ -228,15 +232,24 @@ def newest_index(config, workdir: str, first: retrieval.IndexedRetriever) -> ret
 
 def warm_up(config, workdir: str, batches: Batches, reader: MaskedReader, first: retrieval.IndexedRetriever, tokenizer) -> str:
   """Trains the reader alone on one passage each and publishes it with the first retriever; returns the snapshot."""
-  section = config.warmup
+  if done := artifacts.latest(os.path.join(workdir, "snapshots")):
+    snapshots.load_weights(reader, os.path.join(done, "reader.weights.h5"))
+    return done
+  train_masked_lm(config, config.warmup, workdir, batches, reader, indexed=first)
+  return snapshots.publish(os.path.join(workdir, "snapshots"), config.warmup.steps, {"retriever": first.retriever, "reader": reader},
+                           tokenizer=tokenizer, made_by="pretrain warm-up")
+
+
+def train_masked_lm(config, section, workdir: str, batches: Batches, reader: MaskedReader,
+                    indexed: retrieval.IndexedRetriever | None = None) -> None:
+  """REALM with one given passage: trains the reader alone."""
   if section.steps:
     training.train(
-        RealmModel(None, reader), lambda step: batches.warmup(step, indexed=first), workdir=workdir, steps=section.steps,
-        log_every=section.log_every, checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
-        jit_compile=config.jit_compile,
+        RealmModel(None, reader), lambda step: batches.masked_lm(
+            step, batch_size=section.batch_size, pretraining_every=section.pretraining_every, indexed=indexed),
+        workdir=workdir, steps=section.steps, log_every=section.log_every, checkpoint_every=section.checkpoint_every,
+        batch_size=section.batch_size, jit_compile=config.jit_compile,
         optimizer=training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
-  return snapshots.publish(os.path.join(workdir, "snapshots"), section.steps, {"retriever": first.retriever, "reader": reader},
-                           tokenizer=tokenizer, made_by="pretrain warm-up")
 
 
 def pretrain(config, workdir: str) -> str:
@@ -263,6 +276,8 @@ def pretrain(config, workdir: str) -> str:
   model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
   start = artifacts.latest(os.path.join(workdir, "checkpoints"))
   step = artifacts.step_of(start) if start else 0
+  for root in roots.values():
+    artifacts.remove_after(root, step)
   matcher = metrics.AnswerMatcher(table.texts)
   with refresh.Refresher(**roots, passages=config.passages, log=os.path.join(workdir, "refresh.log"), searcher=config.searcher,
                          start_job=config.refresh.start_job, job_args=config.refresh.job_args) as refresher:

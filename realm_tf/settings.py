@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import app, flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, examples, passages
+from realm_tf import artifacts, passages, snapshots
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
@@ -25,17 +25,31 @@ def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
   """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
   architecture, weights = _encoder(config.encoder, tokenizer, config.retriever.passage_length)
   retriever = Retriever(architecture=architecture, **config.retriever)
+  warm = _warm_reader(config)
   for tower in retriever.towers:
-    _start(tower.encoder, weights, config.encoder.init_std)
+    _start(tower.encoder, warm.encoder.get_weights() if warm else weights, config.encoder.init_std)
   return retriever
 
 
-def new_masked_reader(config, tokenizer: Tokenizer) -> MaskedReader:
-  """A masked reader with fresh or published encoder weights."""
+def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) -> MaskedReader:
+  """A masked reader with fresh or published encoder weights, or with those of the masked-LM warm start where there is one."""
   architecture, weights = _encoder(config.encoder, tokenizer, config.reader.length)
   reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
-  _start(reader.encoder, weights, config.encoder.init_std)
+  if warm := warm_start and _warm_reader(config):
+    reader.set_weights(warm.get_weights())
+  else:
+    _start(reader.encoder, weights, config.encoder.init_std)
   return reader
+
+
+def _warm_reader(config) -> MaskedReader | None:
+  """The masked reader that `realm_tf.pretrain_mlm` left in `config.mlm.workdir`; None where `config.mlm.steps` is 0."""
+  if not config.mlm.steps:
+    return None
+  snapshot = artifacts.latest(os.path.join(config.mlm.workdir, "snapshots"))
+  if snapshot is None:
+    raise artifacts.ArtifactError(f"no snapshot in {config.mlm.workdir!r}; run realm_tf.pretrain_mlm first, or set mlm.steps to 0.")
+  return snapshots.load_model(snapshot, "reader")
 
 
 def _encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list | None]:

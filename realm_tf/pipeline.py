@@ -1,0 +1,409 @@
+"""Every stage in order: from a corpus to a trained, fine-tuned and evaluated system, with a summary at the end.
+
+    python -m realm_tf.pipeline --config=configs/quickstart.py
+
+Each stage is one documented command in a process of its own, printed as it starts. Stages that are done are passed over, and a
+stage that was stopped goes on where it was, so a pipeline that was killed is simply run again. `--config.x.y=z` is handed on to
+the trainers. `--redo=ict` forgets that stage and all later ones first.
+"""
+
+import ctypes
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import tabulate
+from absl import flags
+from ml_collections import config_flags
+
+from realm_tf import artifacts, plots, progress, settings
+
+STATE = "pipeline.json"
+SUMMARY = "summary.json"
+PLOT = "training.png"
+_HARMLESS = ("log_every", "checkpoint_every", "workdir")  # settings that change no result
+_SAVE_EVERY_SECS = 5.0  # how often a running stage's time is written down
+
+
+class PipelineError(artifacts.UserError):
+  """A stage failed, or what is there does not fit the config."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One command.
+
+  Attributes:
+    name: short; also in `summary.json`.
+    command: a module and its flags.
+    inputs: files, folders or patterns; when their content changes, the stage is out of date.
+    outputs: artifacts and files that are there when the stage is done.
+    folder: what `--redo` deletes.
+    sections: of the config, what the stage depends on; only trainers have any.
+  """
+
+  name: str
+  command: Sequence[str]
+  inputs: Sequence[str]
+  outputs: Sequence[str]
+  folder: str
+  sections: Sequence[str] = ()
+
+
+# =========================================================================================================== the stages
+
+
+def stages(config, *, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
+  """All stages that this config asks for, in order."""
+  if not config.corpus.knowledge:
+    raise PipelineError("no corpus; give your articles: --config.corpus.knowledge='docs/*.jsonl' (files, folders and globs).")
+  return _corpus(config) + _pretraining(config, config_path, overrides) + _zero_shot(config) + _question_answering(
+      config, config_path, overrides)
+
+
+def _corpus(config) -> list[Stage]:
+  """Articles → passages → sentences with salient spans."""
+  corpus, found = config.corpus, []
+  if corpus.builtin:
+    folder = os.path.join(config.run_dir, "corpus")
+    found.append(Stage(
+        "corpus", ("quickstart_corpus.generate", f"--output={folder}", f"--seed={config.seed}", f"--num_entities={corpus.num_entities}"),
+        inputs=(), outputs=(os.path.join(folder, "facts.jsonl"),), folder=folder))
+  beam = ("--", *corpus.beam_args) if corpus.beam_args else ()
+
+  def passages(name: str, articles: str, output: str, vocabulary: Sequence[str]) -> Stage:
+    return Stage(
+        name, ("beam_jobs.make_passages", f"--input={articles}", f"--format={corpus.format}", f"--max_tokens={corpus.max_tokens}",
+               *vocabulary, f"--output={output}", *beam),
+        inputs=(articles,), outputs=(output,), folder=output)
+
+  def spans(name: str, source: str, output: str) -> Stage:
+    return Stage(name, ("beam_jobs.annotate_spans", f"--passages={source}", f"--output={output}", *beam),
+                 inputs=(source,), outputs=(output,), folder=output)
+
+  if corpus.vocab:
+    vocabulary = (f"--vocab={corpus.vocab}",)
+  else:
+    vocabulary = (f"--vocab_size={corpus.vocab_size}", *([f"--vocab_input={corpus.pretraining}"] if corpus.pretraining else []))
+  found += [passages("passages", corpus.knowledge, config.passages, vocabulary),
+            spans("spans", config.passages, config.knowledge_spans)]
+  if corpus.pretraining:
+    texts = os.path.join(config.run_dir, "passages-pretraining")
+    found += [passages("pretraining passages", corpus.pretraining, texts, (f"--vocab={config.passages}",)),
+              spans("pretraining spans", texts, config.spans)]
+  return found
+
+
+def _trainer(name: str, module: str, config_path: str, overrides: Mapping[str, object], *, workdir: str, **what) -> Stage:
+  flags_ = [f"--config.{path}={value}" for path, value in overrides.items()]
+  return Stage(name, (f"realm_tf.{module}", f"--config={config_path}", *flags_, f"--workdir={workdir}"), folder=workdir, **what)
+
+
+def _pretraining(config, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
+  """Warm starts and REALM."""
+  if not config.corpus.pretraining:
+    overrides = {**overrides, "spans": config.knowledge_spans}  # X is Z
+  spans = sorted({config.knowledge_spans, overrides.get("spans", config.spans)})
+  mlm, ict, realm = config.mlm.workdir, config.ict.workdir, config.realm.workdir
+  found = []
+  if config.mlm.steps:
+    found.append(_trainer(
+        "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans),
+        outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "mlm")))
+  warm = (mlm,) if config.mlm.steps else ()
+  found.append(_trainer(
+      "ict", "pretrain_ict", config_path, overrides, workdir=ict, inputs=(config.passages, *warm),
+      outputs=(_snapshot(ict, config.ict.steps),), sections=("seed", "encoder", "retriever", "ict")))
+  found.append(_trainer(
+      "realm", "pretrain", config_path, overrides, workdir=realm, inputs=(config.passages, *spans, *warm, ict),
+      outputs=(_snapshot(realm, config.realm.steps), _index(realm, config.realm.steps), _index(ict, config.ict.steps)),
+      sections=("seed", "encoder", "retriever", "reader", "warmup", "searcher", "realm", "refresh")))
+  return found
+
+
+def _zero_shot(config) -> list[Stage]:
+  """Retrieval before any question was seen."""
+  found = []
+  for kind in ("questions", "clozes"):
+    path = config.evaluate[kind]
+    for system in ("ict", "realm", "bm25") if path else ():
+      workdir = config.ict.workdir if system == "ict" else config.realm.workdir
+      output = os.path.join(config.run_dir, "zero_shot", f"{system}.{kind}")
+      baseline = ("--retrieval=bm25",) if system == "bm25" else ()
+      found.append(Stage(
+          f"zero-shot {kind} {system}", ("realm_tf.evaluate", f"--workdir={workdir}", *baseline, f"--{kind}={path}",
+                                         f"--output={output}.jsonl"),
+          inputs=(config.passages, workdir, path), outputs=(f"{output}.metrics.json",), folder=f"{output}.metrics.json"))
+  return found
+
+
+def _question_answering(config, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
+  """Fine-tunes and evaluates each system; nothing without questions."""
+  ict, realm = config.ict.workdir, config.realm.workdir
+  starts = {  # system -> what differs in config.finetune
+      "closed_book": {"retrieval": "none", "reader": realm},
+      "bm25": {"retrieval": "bm25", "reader": realm},
+      "ict": {"retrieval": "dense", "retriever": ict, "reader": os.path.join(realm, "warmup")},
+      "realm": {"retrieval": "dense", "retriever": realm, "reader": realm}}
+  found = []
+  for system in config.evaluate.systems if config.finetune.questions else ():
+    if system not in starts:
+      raise PipelineError(f"evaluate.systems names {system!r}; wanted some of {', '.join(starts)}.")
+    workdir = os.path.join(config.finetune.workdir, system)
+    found.append(_trainer(
+        f"finetune {system}", "finetune", config_path,
+        {**overrides, **{f"finetune.{name}": value for name, value in starts[system].items()}}, workdir=workdir,
+        inputs=(config.passages, config.finetune.questions, *sorted({ict if system == "ict" else realm, starts[system]["reader"]})),
+        outputs=(_snapshot(workdir, config.finetune.steps),), sections=("seed", "retriever", "finetune")))
+    if config.evaluate.questions:
+      output = predictions(config, system)
+      found.append(Stage(
+          f"evaluate {system}", ("realm_tf.evaluate", f"--workdir={workdir}", f"--questions={config.evaluate.questions}",
+                                 f"--output={output}"),
+          inputs=(workdir, config.evaluate.questions), outputs=(output, _metrics_path(output)), folder=output))
+  return found
+
+
+def _snapshot(workdir: str, steps: int) -> str:
+  return artifacts.step_folder(os.path.join(workdir, "snapshots"), steps)
+
+
+def _index(workdir: str, steps: int) -> str:
+  return artifacts.step_folder(os.path.join(workdir, "indexes"), steps)
+
+
+def predictions(config, system: str) -> str:
+  """The predictions file of a fine-tuned system."""
+  return os.path.join(config.run_dir, "predictions", f"{system}.jsonl")
+
+
+def _metrics_path(output: str) -> str:
+  return os.path.splitext(output)[0] + ".metrics.json"
+
+
+# ============================================================================================================== running
+
+
+class Runner:
+  """Runs stages, and remembers in run_dir/pipeline.json what each was made from and how long it took.
+
+  Args:
+    run_dir: folder of the whole run.
+    config: all settings as a plain dict.
+  """
+
+  def __init__(self, run_dir: str, config: Mapping):
+    self.path, self.config = os.path.join(run_dir, STATE), config
+    self.state = json.loads(artifacts.read_text(self.path)) if artifacts.gfile.exists(self.path) else {}
+    artifacts.gfile.makedirs(run_dir)
+
+  def run(self, stage: Stage, title: str) -> None:
+    """Runs a stage unless it is done.
+
+    Raises:
+      PipelineError: it failed, or it was trained from something else.
+    """
+    settings_, entry = self._settings_of(stage), self.state.get(stage.name)
+    changed = entry is not None and _differences(entry["settings"], settings_)
+    if entry is not None and entry["done"] and not changed and all(map(_is_there, stage.outputs)):
+      print(f"{title}: done before, {entry['wall_secs']:.0f} s", flush=True)
+      return
+    if changed and stage.sections and artifacts.gfile.exists(stage.folder):
+      raise PipelineError(
+          f"{stage.folder} was trained with something else ({'; '.join(changed)}). To train anew from here on, add "
+          f"--redo={shlex.quote(stage.name)}; to keep it, choose another --config.run_dir.")
+    before = 0.0 if entry is None or entry["done"] else entry["wall_secs"]
+    self.state[stage.name] = {"settings": settings_, "done": False, "wall_secs": before}
+    artifacts.gfile.makedirs(os.path.dirname(stage.folder))
+    print(f"\n{title}\n$ python -m {shlex.join(stage.command)}", flush=True)
+    code = self._call(stage)
+    if code:
+      raise PipelineError(f"stage {stage.name!r} ended with code {code}; its own words stand above. Run the same command again to go on.")
+    self.state[stage.name]["done"] = True
+    self._save()
+
+  def redo(self, found: Sequence[Stage], first: str) -> None:
+    """Deletes what a stage and all later ones left."""
+    names = [stage.name for stage in found]
+    if first not in names:
+      raise PipelineError(f"--redo={first!r} is no stage of this config; wanted one of: {', '.join(names)}.")
+    for stage in found[names.index(first):]:
+      self.state.pop(stage.name, None)
+      for path in {stage.folder, *stage.outputs}:
+        if artifacts.gfile.exists(path):
+          (artifacts.gfile.rmtree if artifacts.gfile.isdir(path) else artifacts.gfile.remove)(path)
+    self._save()
+
+  def _call(self, stage: Stage) -> int:
+    """The exit code of the stage's process; its time is written down as it goes by."""
+    entry = self.state[stage.name]
+    before, started = entry["wall_secs"], time.monotonic()
+    self._save()
+    process = subprocess.Popen([sys.executable, "-m", *stage.command], preexec_fn=_end_with_parent if sys.platform == "linux" else None)
+    try:
+      while True:
+        try:
+          return process.wait(_SAVE_EVERY_SECS)
+        except subprocess.TimeoutExpired:
+          pass
+        finally:
+          entry["wall_secs"] = round(before + time.monotonic() - started, 2)
+          self._save()
+    except KeyboardInterrupt:
+      process.wait()  # it was interrupted too
+      sys.exit("\nStopped. Run the same command again to go on.")
+
+  def _save(self) -> None:
+    artifacts.write_text(self.path, json.dumps(self.state, indent=2) + "\n")
+
+  def _settings_of(self, stage: Stage) -> dict[str, object]:
+    """What the stage's result depends on."""
+    # A trainer's flags stand in `sections`, but for those that set this stage apart.
+    own = [part for part in stage.command if not stage.sections or part.startswith("--config.finetune.")]
+    found = {"command": " ".join(own), **{f"content of {path}": _content(path) for path in stage.inputs}}
+    for section in stage.sections:
+      values = self.config[section] if isinstance(self.config[section], Mapping) else {"": self.config[section]}
+      found |= {f"{section}.{name}".rstrip("."): value for name, value in values.items() if name not in _HARMLESS}
+    return json.loads(json.dumps(found))
+
+
+def _end_with_parent() -> None:
+  """In a new process on Linux: be killed when the pipeline is, so that two never work in one folder."""
+  ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _differences(before: Mapping, now: Mapping) -> list[str]:
+  return [f"{name}: {before.get(name)!r} before, {now.get(name)!r} now" for name in sorted({*before, *now})
+          if before.get(name) != now.get(name)]
+
+
+def _is_there(path: str) -> bool:
+  return artifacts.is_complete(path) if artifacts.gfile.isdir(path) else artifacts.gfile.exists(path)
+
+
+def _content(path: str) -> str:
+  """What tells whether an input changed: an artifact's or a workdir's fingerprint, a file's digest, else sizes and dates."""
+  if artifacts.is_complete(path):
+    return artifacts.read_info(path)["fingerprint"]
+  if snapshot := artifacts.latest(os.path.join(path, "snapshots")):
+    return artifacts.read_info(snapshot)["fingerprint"]
+  paths = [name for pattern in path.split(",") for match in artifacts.gfile.glob(pattern) for name in _files(match)]
+  if paths == [path]:
+    return artifacts.file_digest(path)[:16]
+  stats = ((name, artifacts.gfile.stat(name)) for name in sorted(paths))
+  return artifacts.fingerprint_of([(name, stat.length, stat.mtime_nsec) for name, stat in stats])
+
+
+def _files(path: str) -> list[str]:
+  if not artifacts.gfile.isdir(path):
+    return [path]
+  return [os.path.join(folder, name) for folder, _, names in artifacts.gfile.walk(path) for name in names]
+
+
+# ============================================================================================================== summary
+
+
+def summarize(config, wall_secs: Mapping[str, float]) -> dict:
+  """Gathers the scores of all stages for summary.json; parts that the config leaves out are left out."""
+  zero_shot = {kind: {} for kind in ("questions", "clozes")}
+  for kind, scores in zero_shot.items():
+    for system in ("ict", "realm", "bm25") if config.evaluate[kind] else ():
+      path = os.path.join(config.run_dir, "zero_shot", f"{system}.{kind}.metrics.json")
+      scores[system] = round(json.loads(artifacts.read_text(path))["recall_at_5"], 4)
+  found = {"zero_shot_recall_at_5": zero_shot["questions"], "zero_shot_cloze_recall_at_5": zero_shot["clozes"],
+           "exact_match": {}, "recall_at_5": {}}
+  systems = config.evaluate.systems if config.finetune.questions and config.evaluate.questions else ()
+  for system in systems:
+    scores = json.loads(artifacts.read_text(_metrics_path(predictions(config, system))))
+    for name in ("exact_match", "recall_at_5"):
+      if name in scores:
+        found[name][system] = round(scores[name], 4)
+  last = progress.read_metrics(config.realm.workdir)[-1]
+  for name in ("refreshes", "steps_during_refreshes", "max_staleness_steps"):
+    found[name] = int(last[name])
+  found["wall_secs"] = {name: round(secs, 1) for name, secs in wall_secs.items()}
+  found["answers"] = _answers(predictions(config, systems[-1]), config.evaluate.num_answers) if systems else []
+  return found
+
+
+def _answers(path: str, count: int) -> list[dict]:
+  """Some predictions, spread evenly over the file, good or bad."""
+  rows = [json.loads(line) for line in artifacts.read_text(path).splitlines()]
+  found = []
+  for row in rows[len(rows) // (2 * max(count, 1))::max(1, len(rows) // max(count, 1))][:count]:
+    numbers = [passage["number"] for passage in row["passages"]]
+    found.append({
+        "question": row["question"], "answer": row["prediction"], "wanted": row["answer"],
+        "read_from": numbers.index(row["read_from"]) if row["read_from"] in numbers else None,  # which of the passages
+        "byte_span": row["byte_span"],
+        "passages": [{name: passage[name] for name in ("title", "text", "score")} for passage in row["passages"]]})
+  return found
+
+
+def table_of(summary: Mapping) -> str:
+  """The scores as a table, in percent."""
+  columns = {"zero-shot recall@5": "zero_shot_recall_at_5", "zero-shot cloze recall@5": "zero_shot_cloze_recall_at_5",
+             "fine-tuned recall@5": "recall_at_5", "exact match": "exact_match"}
+  columns = {title: summary[name] for title, name in columns.items() if summary[name]}
+  systems = [system for system in ("closed_book", "bm25", "ict", "realm") if any(system in scores for scores in columns.values())]
+  rows = [[system.replace("_", " "), *(100 * scores[system] if system in scores else None for scores in columns.values())]
+          for system in systems]
+  return tabulate.tabulate(rows, ["%", *columns], floatfmt=".1f", missingval="-") if rows else ""
+
+
+def describe(answer: Mapping, *, bold: bool) -> str:
+  """A question with its answer and the passage that it was read from, the answer marked there."""
+  begin, end = ("\033[1m", "\033[0m") if bold else ("[", "]")
+  lines = [f"Q: {answer['question']}", f"A: {answer['answer'] or '(none)'}   (wanted: {' / '.join(answer['wanted'])})"]
+  if answer["read_from"] is not None:
+    passage, (start, stop) = answer["passages"][answer["read_from"]], answer["byte_span"]
+    text = passage["text"].encode()
+    marked = f"{text[:start].decode()}{begin}{text[start:stop].decode()}{end}{text[stop:].decode()}"
+    lines.append(f"   {passage['title']}: {marked}")
+  return "\n".join(lines)
+
+
+def show(summary: Mapping, run_dir: str) -> None:
+  """Prints the summary."""
+  secs = summary["wall_secs"]
+  print(f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes took up {summary['steps_during_refreshes']} training steps; "
+        f"the index was at most {summary['max_staleness_steps']} steps old.")
+  print(f"{sum(secs.values()) / 60:.1f} minutes, most in: " + ", ".join(
+      f"{name} {secs[name]:.0f} s" for name in sorted(secs, key=secs.get, reverse=True)[:4]))
+  for answer in summary["answers"]:
+    print("\n" + describe(answer, bold=sys.stdout.isatty()))
+  print(f"\n{os.path.join(run_dir, SUMMARY)}\n{os.path.join(run_dir, PLOT)}", flush=True)
+
+
+def run(config, *, config_path: str, overrides: Mapping[str, object], redo: str | None = None) -> dict:
+  """Runs what is not done yet; returns the summary.
+
+  Raises:
+    PipelineError: a stage failed, or what is there was made with another config.
+  """
+  found = stages(config, config_path=config_path, overrides=overrides)
+  runner = Runner(config.run_dir, config.to_dict())
+  if redo:
+    runner.redo(found, redo)
+  for number, stage in enumerate(found, 1):
+    runner.run(stage, f"[{number}/{len(found)}] {stage.name}")
+  summary = summarize(config, {stage.name: runner.state[stage.name]["wall_secs"] for stage in found})
+  artifacts.write_text(os.path.join(config.run_dir, SUMMARY), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+  plots.plot_training(progress.read_metrics(config.realm.workdir), os.path.join(config.run_dir, PLOT))
+  show(summary, config.run_dir)
+  return summary
+
+
+if __name__ == "__main__":
+  config_flag = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+  redo_flag = flags.DEFINE_string("redo", None, "Forget this stage and all later ones, then run.")
+  flags.mark_flag_as_required("config")
+  settings.start(lambda argv: run(
+      config_flag.value, config_path=config_flags.get_config_filename(flags.FLAGS["config"]),
+      overrides=config_flags.get_override_values(flags.FLAGS["config"]), redo=redo_flag.value))

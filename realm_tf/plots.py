@@ -1,0 +1,46 @@
+"""What happened in REALM pre-training, as a picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib.figure
+
+from realm_tf import artifacts
+
+_INK, _LINE, _PALE = "#333333", "#2b6cb0", "#cbd5e0"
+
+
+def plot_training(rows: Sequence[Mapping[str, float]], path: str) -> None:
+  """Loss, retrieval utility, recall on held-out clozes and staleness, with a line wherever a new index was taken over.
+
+  Args:
+    rows: of metrics.jsonl, by step.
+    path: of the PNG.
+  """
+  panels = {
+      "loss": ("loss", "-log p(y|x)"),
+      "retrieval_utility": ("retrieval utility", "log p(y|x) - log p(y|null)"),
+      "dev_cloze_recall_at_5": ("held-out clozes: recall@5", "share"),
+      "staleness_steps": ("staleness of the index", "training steps")}
+  panels = {name: texts for name, texts in panels.items() if any(name in row for row in rows)}
+  figure = matplotlib.figure.Figure(figsize=(9, 1.9 * len(panels) + 0.6), layout="constrained")
+  figure.suptitle("REALM pre-training", color=_INK)
+  for axes, (name, (title, unit)) in zip(figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0], panels.items()):
+    for before, row in zip(rows, rows[1:]):
+      if row["refreshes"] > before["refreshes"]:
+        axes.axvline(row["step"], color=_PALE, linewidth=1, zorder=0)
+    drawn = [(row["step"], row[name]) for row in rows if name in row]
+    style = "steps-post" if name in ("staleness_steps", "dev_cloze_recall_at_5") else "default"
+    axes.plot(*zip(*drawn), color=_LINE, linewidth=1.6, drawstyle=style)
+    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    axes.set_ylabel(unit, fontsize=8, color=_INK)
+    axes.margins(x=0.01)
+    axes.tick_params(labelsize=8, colors=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    if name != "loss":
+      axes.set_ylim(bottom=min(0.0, *(value for _, value in drawn)))
+  axes.set_xlabel("training step   (grey: a refreshed index was taken over)", fontsize=9, color=_INK)
+  png = io.BytesIO()
+  figure.savefig(png, format="png", dpi=120)
+  with artifacts.gfile.GFile(path, "wb") as file:
+    file.write(png.getvalue())
