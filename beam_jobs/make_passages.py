@@ -187,7 +187,8 @@ def build(root: beam.Pipeline, chunks: Sequence[Chunk], folder: str, *, lower_ca
 
 
 def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = None, vocab_input: str = "",
-        vocab_size: int = 30_522, lower_case: bool = True, max_tokens: int = 288, passages_per_shard: int = 10_000, beam_args: Sequence[str] = ()) -> dict:
+        vocab_size: int = 30_522, lower_case: bool = True, max_tokens: int = 288, passages_per_shard: int = 10_000,
+        beam_args: Sequence[str] = ()) -> dict:
   """Makes a passages folder, unless it is there and was made from just this.
 
   Args:
@@ -273,7 +274,8 @@ def _sample(chunks: Sequence[Chunk]) -> Iterator[str]:
 def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   run(args.input, args.output, format=args.format, vocab=args.vocab, vocab_input=args.vocab_input,
-      vocab_size=args.vocab_size, lower_case=args.lower_case, max_tokens=args.max_tokens, passages_per_shard=args.passages_per_shard, beam_args=argv[1:])
+      vocab_size=args.vocab_size, lower_case=args.lower_case, max_tokens=args.max_tokens,
+      passages_per_shard=args.passages_per_shard, beam_args=argv[1:])
 
 
 if __name__ == "__main__":

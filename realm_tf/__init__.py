@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes, from every process; set it to 0 to see them
+# TensorFlow logs its start-up in every process, as errors where there is no GPU; real errors are exceptions. Set it to 0 to see all.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,5 +1,6 @@
 """The sparse baseline: BM25 from the `bm25s` library behind the searchers' interface."""
 
+import logging
 from collections.abc import Sequence
 
 import bm25s
@@ -7,6 +8,8 @@ import numpy as np
 
 from realm_tf.passages import PassageTable
 from realm_tf.retrieval import Found
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 class Bm25Searcher:

@@ -30,6 +30,9 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
   """Trains the masked reader to answer from the question alone; returns the snapshot."""
   section, tokenizer = config.finetune, settings.tokenizer(config.passages)
   snapshot = artifacts.latest(os.path.join(section.reader, "snapshots"))
+  if snapshot is None:
+    raise artifacts.ArtifactError(f"no snapshot in {section.reader!r}; run realm_tf.pretrain first.")
+  examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   reader = snapshots.load_model(snapshot, "reader")
   ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
   answers = [tokenizer(row.answers[:1]).to_list()[0][:reader.max_masks] for row in rows]

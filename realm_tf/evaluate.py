@@ -11,7 +11,7 @@ predictions.metrics.json, beside the predictions.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -100,8 +100,7 @@ class Answerer:
       self.search, embeddings = lambda ids, texts: searcher.search(texts, depth), None
     else:
       folder = index_folder or info["index"]
-      if index_folder is None:
-        check_index_snapshot(folder, info["index_snapshot"])
+      check_index_snapshot(folder, (info["index_snapshot"], info["fingerprint"]))  # both have the same passage tower
       indexed = retrieval.IndexedRetriever(
           snapshots.load_retriever(snapshot), index.load(folder, passages=self.passages_folder), artifacts.step_of(snapshot), folder)
       tower, embeddings = indexed.retriever.query_tower, index.read_embeddings(folder, num_rows=len(self.table))
@@ -138,10 +137,12 @@ def newest_snapshot(workdir: str) -> str:
   return snapshot
 
 
-def check_index_snapshot(folder: str, wanted: str) -> None:
+def check_index_snapshot(folder: str, wanted: Sequence[str]) -> None:
   got = artifacts.read_info(folder, kind=index.KIND)["inputs"]["snapshot"]["fingerprint"]
-  if got != wanted:
-    raise artifacts.ArtifactError(f"index {folder!r} was made from snapshot {got}, the fine-tuned retriever wants {wanted}. Fine-tune again.")
+  if got not in wanted:
+    raise artifacts.ArtifactError(
+        f"index {folder!r} was made from snapshot {got}, the fine-tuned retriever wants {wanted[0]}. Make the index again from that "
+        "snapshot, or fine-tune again.")
 
 
 # ============================================================================================================ scoring
@@ -160,17 +161,6 @@ def score_answers(rows: Sequence[Question], answers: Sequence[Answer], table: pa
   return scores
 
 
-def zero_shot(search: Callable[[np.ndarray, list[str], int], retrieval.Found], table: passages.PassageTable, rows: Sequence[Question],
-              query_ids: np.ndarray, texts: Sequence[str]) -> dict[str, float]:
-  """recall@k of a retriever that has seen no question."""
-  matcher, found, depth = metrics.AnswerMatcher(table.texts), [], min(max(RECALL_AT), len(table))
-  for start in range(0, len(rows), _BATCH_SIZE):
-    part = slice(start, start + _BATCH_SIZE)
-    numbers = search(query_ids[part], texts[part], depth).numbers
-    found += [matcher.has_answer(row, question.answers) for row, question in zip(numbers, rows[part])]
-  return {"questions": len(rows), **metrics.recall_at(found, RECALL_AT)}
-
-
 def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, bm25_baseline: bool, index_folder: str | None,
                        passages_folder: str | None) -> dict[str, float]:
   """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages."""
@@ -185,13 +175,15 @@ def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, 
     texts = [row.text.encode()[:row.span[0]].decode() + row.text.encode()[row.span[1]:].decode() for row in rows]
   else:
     query_ids, texts = questions.packed_questions(rows, tokenizer=tokenizer, length=length), [row.text for row in rows]
+  depth = min(max(RECALL_AT), len(table))
   if bm25_baseline:
     searcher = bm25.Bm25Searcher(table)
-    search = lambda ids, words, depth: searcher.search(words, depth)
+    search = lambda part: searcher.search(texts[part], depth)
   else:
     indexed = retrieval.load(folder, passages=passages_folder, snapshot=snapshot)
-    search = lambda ids, words, depth: indexed.search(ids, depth)
-  return zero_shot(search, table, rows, query_ids, texts)
+    search = lambda part: indexed.search(query_ids[part], depth)
+  scores = retrieval.recall(search, [row.answers for row in rows], metrics.AnswerMatcher(table.texts), ks=RECALL_AT)
+  return {"questions": len(rows), **scores}
 
 
 def prediction_line(row: Question, answer: Answer, table: passages.PassageTable, *, num_passages: int) -> dict:

@@ -17,6 +17,9 @@ from realm_tf.tokenization import Tokenizer
 SPANS_KIND = "spans"
 NULL_PASSAGE = -1  # passage number of the empty candidate
 
+# There are no loops in these graphs, and on ragged ops this optimizer logs warnings that nothing else can silence.
+tf.config.optimizer.set_experimental_options({"loop_optimization": False})
+
 
 class Packed(NamedTuple):
   """Model input.

@@ -155,7 +155,7 @@ def finetune(config, workdir: str) -> str:
   if section.retrieval == "none":
     return closed_book.finetune(config, workdir, rows)
   table, tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
-  reader = new_span_reader(config)
+  reader = new_span_reader(config, tokenizer)
   base = artifacts.latest(os.path.join(section.retriever, "snapshots"))
   if base is None:
     raise artifacts.ArtifactError(f"no snapshot in {section.retriever!r}; run realm_tf.pretrain first.")
@@ -182,11 +182,12 @@ def finetune(config, workdir: str) -> str:
   return publish(config, workdir, model, tokenizer, base)
 
 
-def new_span_reader(config) -> span_reader.SpanReader:
+def new_span_reader(config, tokenizer) -> span_reader.SpanReader:
   """A span reader whose encoder is the pre-trained masked reader's."""
   snapshot = artifacts.latest(os.path.join(config.finetune.reader, "snapshots"))
   if snapshot is None:
     raise artifacts.ArtifactError(f"no snapshot in {config.finetune.reader!r}; run realm_tf.pretrain first.")
+  examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   masked = snapshots.load_model(snapshot, "reader")
   reader = span_reader.SpanReader(
       architecture=masked.get_config()["architecture"], query_length=config.retriever.query_length,

@@ -9,6 +9,7 @@ the trainers. `--redo=ict` forgets that stage and all later ones first.
 
 import ctypes
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -73,7 +74,8 @@ def _corpus(config) -> list[Stage]:
   if corpus.builtin:
     folder = os.path.join(config.run_dir, "corpus")
     found.append(Stage(
-        "corpus", ("quickstart_corpus.generate", f"--output={folder}", f"--seed={config.seed}", f"--num_entities={corpus.num_entities}"),
+        "corpus", ("quickstart_corpus.generate", f"--output={folder}", f"--seed={config.seed}",
+                   f"--num_entities={corpus.num_entities}"),
         inputs=(), outputs=(os.path.join(folder, "facts.jsonl"),), folder=folder))
   beam = ("--", *corpus.beam_args) if corpus.beam_args else ()
 
@@ -224,7 +226,8 @@ class Runner:
     print(f"\n{title}\n$ python -m {shlex.join(stage.command)}", flush=True)
     code = self._call(stage)
     if code:
-      raise PipelineError(f"stage {stage.name!r} ended with code {code}; its own words stand above. Run the same command again to go on.")
+      raise PipelineError(
+          f"stage {stage.name!r} ended with code {code}; its own words stand above. Run the same command again to go on.")
     self.state[stage.name]["done"] = True
     self._save()
 
@@ -245,7 +248,8 @@ class Runner:
     entry = self.state[stage.name]
     before, started = entry["wall_secs"], time.monotonic()
     self._save()
-    process = subprocess.Popen([sys.executable, "-m", *stage.command], preexec_fn=_end_with_parent if sys.platform == "linux" else None)
+    bind = functools.partial(_end_with, os.getpid()) if sys.platform == "linux" else None
+    process = subprocess.Popen([sys.executable, "-m", *stage.command], preexec_fn=bind)
     try:
       while True:
         try:
@@ -273,9 +277,11 @@ class Runner:
     return json.loads(json.dumps(found))
 
 
-def _end_with_parent() -> None:
+def _end_with(parent_pid: int) -> None:
   """In a new process on Linux: be killed when the pipeline is, so that two never work in one folder."""
   ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+  if os.getppid() != parent_pid:  # it is gone already
+    os._exit(1)
 
 
 def _differences(before: Mapping, now: Mapping) -> list[str]:
@@ -372,8 +378,8 @@ def describe(answer: Mapping, *, bold: bool) -> str:
 def show(summary: Mapping, run_dir: str) -> None:
   """Prints the summary."""
   secs = summary["wall_secs"]
-  print(f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes took up {summary['steps_during_refreshes']} training steps; "
-        f"the index was at most {summary['max_staleness_steps']} steps old.")
+  print(f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes went on beside {summary['steps_during_refreshes']} training "
+        f"steps; the index was at most {summary['max_staleness_steps']} steps old.")
   print(f"{sum(secs.values()) / 60:.1f} minutes, most in: " + ", ".join(
       f"{name} {secs[name]:.0f} s" for name in sorted(secs, key=secs.get, reverse=True)[:4]))
   for answer in summary["answers"]:

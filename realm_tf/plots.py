@@ -20,7 +20,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: str) -> None:
   panels = {
       "loss": ("loss", "-log p(y|x)"),
       "retrieval_utility": ("retrieval utility", "log p(y|x) - log p(y|null)"),
-      "dev_cloze_recall_at_5": ("held-out clozes: recall@5", "share"),
+      "dev_cloze_recall_at_5": ("recall@5 on held-out clozes", "%"),
       "staleness_steps": ("staleness of the index", "training steps")}
   panels = {name: texts for name, texts in panels.items() if any(name in row for row in rows)}
   figure = matplotlib.figure.Figure(figsize=(9, 1.9 * len(panels) + 0.6), layout="constrained")
@@ -29,7 +29,8 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: str) -> None:
     for before, row in zip(rows, rows[1:]):
       if row["refreshes"] > before["refreshes"]:
         axes.axvline(row["step"], color=_PALE, linewidth=1, zorder=0)
-    drawn = [(row["step"], row[name]) for row in rows if name in row]
+    factor = 100 if unit == "%" else 1
+    drawn = [(row["step"], factor * row[name]) for row in rows if name in row]
     style = "steps-post" if name in ("staleness_steps", "dev_cloze_recall_at_5") else "default"
     axes.plot(*zip(*drawn), color=_LINE, linewidth=1.6, drawstyle=style)
     axes.set_title(title, loc="left", fontsize=10, color=_INK)
@@ -38,7 +39,8 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: str) -> None:
     axes.tick_params(labelsize=8, colors=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     if name != "loss":
-      axes.set_ylim(bottom=min(0.0, *(value for _, value in drawn)))
+      values = [value for _, value in drawn]
+      axes.set_ylim(min(0.0, *values), 1.1 * max(*values, 1e-3))
   axes.set_xlabel("training step   (grey: a refreshed index was taken over)", fontsize=9, color=_INK)
   png = io.BytesIO()
   figure.savefig(png, format="png", dpi=120)

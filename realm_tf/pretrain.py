@@ -316,8 +316,13 @@ def dev_cloze_recall(config, tokenizer, matcher: metrics.AnswerMatcher) -> Calla
   masked = questions.masked_clozes(clozes, tokenizer=tokenizer, max_masks=config.reader.max_masks)
   query_ids = examples.pack_queries(masked.ids.tensor(), tokenizer=tokenizer, length=config.retriever.query_length).numpy()
   answers = [cloze.answers for cloze in clozes]
-  return lambda indexed: {
-      f"dev_cloze_{name}": value for name, value in retrieval.recall(indexed, query_ids, answers, matcher, ks=[5]).items()}
+
+  def measure(indexed: retrieval.IndexedRetriever) -> dict[str, float]:
+    depth = min(5, indexed.searcher.num_rows)
+    scores = retrieval.recall(lambda part: indexed.search(query_ids[part], depth), answers, matcher, ks=[5])
+    return {f"dev_cloze_{name}": value for name, value in scores.items()}
+
+  return measure
 
 
 if __name__ == "__main__":

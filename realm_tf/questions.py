@@ -1,14 +1,20 @@
-"""Questions and clozes: jsonl files in NQ-open's and ORQA's format, read with a clear answer for every bad line."""
+"""Questions and clozes: jsonl files in NQ-open's and ORQA's format, read with a clear answer for every bad line.
+
+    python -m realm_tf.questions --input=questions.jsonl --train=train.jsonl --test=test.jsonl     # split by title
+"""
 
 import dataclasses
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import flags
 
-from realm_tf import artifacts, examples
+from realm_tf import artifacts, examples, settings
 from realm_tf.passages import Ragged
 from realm_tf.tokenization import Tokenizer
 
@@ -59,6 +65,8 @@ def read_clozes(path: str) -> list[Question]:
     text, span, answers = row.get("text"), row.get("span"), row.get("answer")
     if not isinstance(text, str) or not isinstance(answers, list) or not isinstance(span, list) or len(span) != 2:
       return "text, span or answer is missing"
+    if not all(isinstance(at, int) for at in span) or not all(isinstance(answer, str) for answer in answers):
+      return "the span is not two integers, or the answer not a list of text"
     if not 0 <= span[0] < span[1] <= len(text):
       return "the span is not inside the text"
     return Question(text, answers, tuple(len(text[:at].encode()) for at in span))
@@ -106,3 +114,42 @@ def masked_clozes(clozes: Sequence[Question], *, tokenizer: Tokenizer, max_masks
   ids = Ragged.of(tokens.ids.to_list(), np.int32)
   return examples.mask_spans([ids[row] for row in range(len(ids))], starts, ends, [examples.NULL_PASSAGE] * len(ids),
                              tokenizer=tokenizer, max_masks=max_masks)
+
+
+# ----------------------------------------------------------------------------------------- splitting a file of questions
+
+
+def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.1) -> dict[str, int]:
+  """Splits questions so that no title has questions in both parts; the choice hangs on the title alone.
+
+  Args:
+    source: lines of `{"question", "answer", "title", ...}`.
+    train, test: files to write, lines as they were.
+    test_share: share of the titles in the test part.
+
+  Returns:
+    Number of questions by part.
+
+  Raises:
+    UserError: a line without a title, or a part without questions.
+  """
+  parts = {train: [], test: []}
+  for number, line in enumerate(artifacts.read_text(source).splitlines(), 1):
+    title = json.loads(line).get("title")
+    if not title:
+      raise artifacts.UserError(f"{source}:{number} has no title; wanted {{\"question\", \"answer\", \"title\"}} on every line.")
+    bucket = int(hashlib.sha1(title.encode()).hexdigest(), 16) % 1000
+    parts[test if bucket < 1000 * test_share else train].append(line)
+  for path, lines in parts.items():
+    if not lines:
+      raise artifacts.UserError(f"{source!r} has too few titles to split: nothing is left for {path!r}.")
+    artifacts.gfile.makedirs(os.path.dirname(path) or ".")
+    artifacts.write_text(path, "\n".join(lines) + "\n")
+  return {path: len(lines) for path, lines in parts.items()}
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("input", None, "Lines of {\"question\", \"answer\", \"title\"}.", required=True)
+  flags.DEFINE_string("train", None, "File to write.", required=True)
+  flags.DEFINE_string("test", None, "File to write, with a tenth of the titles.", required=True)
+  settings.start(lambda argv: print(split_by_title(flags.FLAGS.input, train=flags.FLAGS.train, test=flags.FLAGS.test)))

@@ -5,7 +5,7 @@ The query tower and the searcher always come from the same snapshot and change t
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +13,9 @@ import tensorflow as tf
 from realm_tf import artifacts, index, metrics, snapshots
 from realm_tf.examples import NULL_PASSAGE
 from realm_tf.models.retriever import Retriever
+
+# Every index that is opened brings functions of its own to compile; TensorFlow takes that for a mistake.
+tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,19 +71,25 @@ def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, ow
   wanted = num - null
   found = indexed.search(query_ids, wanted + (own_passages is not None)).numbers if wanted else np.zeros([len(query_ids), 0], np.int32)
   if own_passages is not None and wanted:
-    found = np.stack([row[row != own][:wanted] for row, own in zip(found, own_passages)])
+    found = np.stack([row[(row != own) | (row == index.MISSING)][:wanted] for row, own in zip(found, own_passages)])
   if null:
     found = np.concatenate([np.full([len(found), 1], NULL_PASSAGE, np.int32), found], axis=1)
   return found.astype(np.int32)
 
 
-def recall(indexed: IndexedRetriever, query_ids: np.ndarray, answers: Sequence[Sequence[str]], matcher: metrics.AnswerMatcher, *,
-           ks: Sequence[int], block: int = 256) -> dict[str, float]:
-  """recall@k of packed queries [N, Lq]: "recall_at_k" -> share with an answer in the first k passages."""
-  num, found = min(max(ks), indexed.searcher.num_rows), []
-  for start in range(0, len(query_ids), block):
-    numbers = indexed.search(query_ids[start:start + block], num).numbers
-    found += [matcher.has_answer(row, wanted) for row, wanted in zip(numbers, answers[start:start + block])]
+def recall(search: Callable[[slice], Found], answers: Sequence[Sequence[str]], matcher: metrics.AnswerMatcher, *, ks: Sequence[int],
+           block: int = 64) -> dict[str, float]:
+  """recall@k of a retriever: "recall_at_k" -> share of queries with an answer in the first k passages.
+
+  Args:
+    search: a slice of the queries → what is found for them, at least max(ks) passages where the corpus has them.
+    answers: of every query.
+    block: queries searched at once.
+  """
+  found = []
+  for start in range(0, len(answers), block):
+    part = slice(start, start + block)
+    found += [matcher.has_answer(row, wanted) for row, wanted in zip(search(part).numbers, answers[part])]
   return metrics.recall_at(found, ks)
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import app, flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, passages, snapshots
+from realm_tf import artifacts, examples, passages, snapshots
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
@@ -25,7 +25,7 @@ def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
   """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
   architecture, weights = _encoder(config.encoder, tokenizer, config.retriever.passage_length)
   retriever = Retriever(architecture=architecture, **config.retriever)
-  warm = _warm_reader(config)
+  warm = _warm_reader(config, tokenizer)
   for tower in retriever.towers:
     _start(tower.encoder, warm.encoder.get_weights() if warm else weights, config.encoder.init_std)
   return retriever
@@ -35,20 +35,21 @@ def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) 
   """A masked reader with fresh or published encoder weights, or with those of the masked-LM warm start where there is one."""
   architecture, weights = _encoder(config.encoder, tokenizer, config.reader.length)
   reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
-  if warm := warm_start and _warm_reader(config):
+  if warm := warm_start and _warm_reader(config, tokenizer):
     reader.set_weights(warm.get_weights())
   else:
     _start(reader.encoder, weights, config.encoder.init_std)
   return reader
 
 
-def _warm_reader(config) -> MaskedReader | None:
+def _warm_reader(config, tokenizer: Tokenizer) -> MaskedReader | None:
   """The masked reader that `realm_tf.pretrain_mlm` left in `config.mlm.workdir`; None where `config.mlm.steps` is 0."""
   if not config.mlm.steps:
     return None
   snapshot = artifacts.latest(os.path.join(config.mlm.workdir, "snapshots"))
   if snapshot is None:
     raise artifacts.ArtifactError(f"no snapshot in {config.mlm.workdir!r}; run realm_tf.pretrain_mlm first, or set mlm.steps to 0.")
+  examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   return snapshots.load_model(snapshot, "reader")
 
 
@@ -89,7 +90,18 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
     except (artifacts.UserError, OSError, tf.errors.OpError) as error:
       sys.exit(f"{type(error).__name__}: {error}")
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  """Absl's parser, with one line in place of ml_collections' traceback where the config has no such key."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError) as error:
+    words = error.args[0]
+    while isinstance(words, Exception):
+      words = words.args[0]
+    sys.exit(f"unknown config key: {'. '.join(str(words).splitlines())}")
 
 
 def start_trainer(train: Callable, *, section: str) -> None:

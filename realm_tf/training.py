@@ -91,14 +91,25 @@ def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]]
   if start >= steps:
     return
 
+  failed = []
+
   def stream():
     for step in range(start, steps):
-      yield (batches(step),)
+      try:
+        yield (batches(step),)
+      except Exception as error:
+        failed.append(error)
+        raise
 
-  model.fit(
-      stream(), steps_per_epoch=log_every, shuffle=False, initial_epoch=start // log_every, epochs=steps // log_every,
-      verbose=1 if sys.stderr.isatty() else 2,
-      callbacks=[_Report(workdir, start, log_every, checkpoint_every, batch_size, extra_metrics), *callbacks])
+  try:
+    model.fit(
+        stream(), steps_per_epoch=log_every, shuffle=False, initial_epoch=start // log_every, epochs=steps // log_every,
+        verbose=1 if sys.stderr.isatty() else 2,
+        callbacks=[_Report(workdir, start, log_every, checkpoint_every, batch_size, extra_metrics), *callbacks])
+  except Exception as error:
+    if failed and error is not failed[0]:
+      raise failed[0] from error  # tf.data wraps it in an UnknownError with a traceback in its message
+    raise
 
 
 def restore(model: keras.Model, workdir: str) -> int:

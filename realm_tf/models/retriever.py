@@ -66,6 +66,8 @@ class Tower(keras.Model):
     super().__init__(name=name)
     self.pooling = config["pooling"]
     self.encoder = encoder.build_encoder(config["architecture"], name=f"{name}_encoder")
+    if self.pooling == "mean":
+      self.encoder.pooled_dense.trainable = False  # not read here
     # Orthogonal: a projection of pre-trained vectors starts out keeping their angles.
     self.projection = keras.layers.Dense(config["projection_dim"], kernel_initializer="orthogonal", name="projection")
     self.norm = keras.layers.LayerNormalization(

@@ -1,0 +1,23 @@
+# The environment is made once in .venv; set PYTHON to use another one that has requirements.txt installed.
+PYTHON ?= .venv/bin/python
+
+ifeq ($(PYTHON),.venv/bin/python)
+ENVIRONMENT = .venv/installed
+endif
+
+.PHONY: quickstart test clean
+
+quickstart: $(ENVIRONMENT)  ## the whole of REALM on the built-in corpus, below runs/quickstart
+	$(PYTHON) -m realm_tf.pipeline --config=configs/quickstart.py
+
+test: $(ENVIRONMENT)
+	$(PYTHON) -m pytest -q --durations=10
+
+clean:  ## environment and caches; runs/ stays
+	rm -rf .venv .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: requirements.txt
+	python3.11 -m venv .venv || python3 -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --requirement requirements.txt
+	touch $@

@@ -1,0 +1,58 @@
+"""Every job gives the same on every runner: in this process, with two worker processes, through a portable job service."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from realm_tf import artifacts, index, passages
+from tests.conftest import REPOSITORY
+from tests.embed_passages_test import background, free_port, is_listening, wait_until
+
+
+@pytest.fixture(scope="module", params=["two worker processes", "portable job service"])
+def runner(request):
+  """Beam's options for a runner."""
+  if request.param == "two worker processes":
+    yield ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
+    return
+  job_port, pool_port = free_port(), free_port()
+  with background("apache_beam.runners.portability.local_job_service_main", f"--port={job_port}"), \
+       background("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"):
+    for port in (job_port, pool_port):
+      wait_until(lambda: is_listening(port), f"port {port}")
+    yield ["--runner=PortableRunner", f"--job_endpoint=localhost:{job_port}", "--environment_type=EXTERNAL",
+           f"--environment_config=localhost:{pool_port}"]
+
+
+def test_every_job(runner, toy, tmp_path):
+  config = toy.config()
+  made, marked, indexes = str(tmp_path / "passages"), str(tmp_path / "spans"), str(tmp_path / "indexes")
+  commands = [
+      ["make_passages", f"--input={config.corpus.knowledge}", f"--output={made}", f"--vocab={config.passages}",
+       f"--max_tokens={config.corpus.max_tokens}"],
+      ["annotate_spans", f"--passages={made}", f"--output={marked}"],
+      ["refresh_index", f"--snapshots={toy.path('ict/snapshots')}", f"--passages={made}", f"--indexes={indexes}", "--nojit_compile"],
+  ]
+  for job, *arguments in commands:
+    done = subprocess.run([sys.executable, "-m", f"beam_jobs.{job}", *arguments, "--", *runner], cwd=REPOSITORY, capture_output=True,
+                          text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+  for got, wanted, what in ((made, config.passages, "passages"), (marked, config.knowledge_spans, "spans")):
+    assert files_of(got) == files_of(wanted)
+    print(f"{what}: {len(files_of(got))} record files of the same bytes as in one process")
+  num_rows = artifacts.read_info(made)["counts"]["passages"]
+  got, wanted = (index.read_embeddings(folder, num_rows=num_rows)
+                 for folder in (artifacts.latest(indexes), toy.path("ict/indexes/00000000")))
+  print(f"embeddings differ by at most {np.abs(got - wanted).max():.1e}")
+  np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def files_of(folder: str) -> dict[str, bytes]:
+  found = {}
+  for path in passages.shard_paths(folder):
+    with open(path, "rb") as file:
+      found[os.path.basename(path)] = file.read()
+  return found

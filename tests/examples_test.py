@@ -1,0 +1,331 @@
+"""realm_tf/examples.py: ids written by hand for every packing, and draws that are pure functions of step and seed."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from realm_tf import artifacts, evaluate, examples, passages
+from realm_tf.passages import Ragged
+from realm_tf.tokenization import SPECIAL, Tokenizer
+
+PIECES = [*SPECIAL, "ron", "##tgen", "was", "born", "in", "len", "##nep", ".", "he", "won", "a", "prize", "x"]
+PAD, UNK, CLS, SEP, MASK = range(5)
+A, B, C, D, E, F, G, H = range(5, 13)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+  path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+  path.write_text("\n".join(PIECES) + "\n")
+  return Tokenizer(str(path))
+
+
+def ragged(*rows) -> tf.RaggedTensor:
+  return Ragged.of(rows, np.int32).tensor()
+
+
+def make_table(tokenizer: Tokenizer, folder: str, blocks) -> passages.PassageTable:
+  """A passages folder on disk, read back."""
+  with artifacts.publish(folder, kind=passages.KIND, config={}, inputs={}) as staged:
+    rows = passages.make_passages(tokenizer, blocks, range(len(blocks)))
+    passages.write_shard(f"{staged.path}/{passages.shard_name('passages', 0, 1)}", rows)
+    staged.counts = {"passages": len(rows)}
+    staged.details = {"vocab_fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.size, "lower_case": True}
+  return passages.load(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------- packing
+
+
+def pack_queries(tokenizer, ids):
+  return examples.Packed(examples.pack_queries(ids, tokenizer=tokenizer, length=6), None)
+
+
+def pack_passages(tokenizer, titles, texts):
+  return examples.pack_passages(titles, texts, tokenizer=tokenizer, length=9)
+
+
+def pack_reader(tokenizer, queries, texts):
+  return examples.pack_reader(queries, texts, tokenizer=tokenizer, query_length=5, length=9)
+
+
+PACKINGS = {
+    "queries": (pack_queries, [ragged([A, B], [], [A, B, C, D], [A, B, C, D, E, F])], [
+        [CLS, A, B, SEP, 0, 0],
+        [CLS, SEP, 0, 0, 0, 0],
+        [CLS, A, B, C, D, SEP],
+        [CLS, A, B, C, D, SEP],  # cut at length − 2
+    ], None),
+    # Room for 6: titles keep at most half of it, 3; the text the rest.
+    "passages": (pack_passages, [ragged([A], [A, B, C, D], [], [A, B, C, D], []), ragged([B, C], [E, F, G, H], [A] * 9, [E], [])], [
+        [CLS, A, SEP, B, C, SEP, 0, 0, 0],
+        [CLS, A, B, C, SEP, E, F, G, SEP],
+        [CLS, SEP, A, A, A, A, A, A, SEP],
+        [CLS, A, B, C, SEP, E, SEP, 0, 0],
+        [CLS, SEP, SEP, 0, 0, 0, 0, 0, 0],  # the null passage
+    ], [
+        [0, 0, 0, 1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 1, 1, 1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 1, 0, 0, 0, 0, 0, 0],
+    ]),
+    # The query keeps query_length − 2 = 3 as in pack_queries; the text what is left of 6.
+    "reader": (pack_reader, [ragged([A, B, C, D], [A], [], [MASK, B]), ragged([E, F, G, H], [E, F, G, H, A, B, C], [E], [])], [
+        [CLS, A, B, C, SEP, E, F, G, SEP],
+        [CLS, A, SEP, E, F, G, H, A, SEP],
+        [CLS, SEP, E, SEP, 0, 0, 0, 0, 0],
+        [CLS, MASK, B, SEP, SEP, 0, 0, 0, 0],  # with the null passage
+    ], [
+        [0, 0, 0, 0, 0, 1, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1, 1, 1, 1],
+        [0, 0, 1, 1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 1, 0, 0, 0, 0],
+    ]),
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_packed_ids(name, tokenizer):
+  pack, args, ids, segments = PACKINGS[name]
+  in_graph = tf.function(lambda *parts: pack(tokenizer, *parts))(*args)
+  tf.config.run_functions_eagerly(True)
+  try:
+    eager = pack(tokenizer, *args)
+  finally:
+    tf.config.run_functions_eagerly(False)
+  for how, got in (("eagerly", eager), ("in a graph", in_graph), ("as trainers do", pack(tokenizer, *args))):
+    print(f"{name} {how}:\n{got.token_ids.numpy()}")
+    assert got.token_ids.dtype == tf.int32
+    np.testing.assert_array_equal(got.token_ids, ids)
+    if segments is not None:
+      np.testing.assert_array_equal(got.segment_ids, segments)
+
+
+def test_one_row_at_a_time_packs_like_a_batch(tokenizer):
+  pack, (queries, texts), ids, _ = PACKINGS["reader"]
+  rows = [pack(tokenizer, queries[i:i + 1], texts[i:i + 1]).token_ids.numpy()[0].tolist() for i in range(4)]
+  assert rows == ids
+  assert pack(tokenizer, queries[:0], texts[:0]).token_ids.shape == (0, 9)
+
+
+def test_gather_passages_gives_the_null_passage_an_empty_row(tokenizer, tmp_path):
+  table = make_table(tokenizer, str(tmp_path / "P"), [("x", ["born."]), ("", ["he won a prize."])])
+  titles, texts = examples.gather_passages(table, np.array([[1, examples.NULL_PASSAGE], [0, 1]]))
+  print(titles.to_list(), texts.to_list())
+  assert titles.to_list() == [[], [], [17], []]
+  assert texts.to_list() == [[13, 14, 15, 16, 12], [], [8, 12], [13, 14, 15, 16, 12]]
+
+
+# ----------------------------------------------------------------------------------------------------- inverse cloze
+
+
+@pytest.fixture(scope="module")
+def ict_table(tokenizer, tmp_path_factory) -> passages.PassageTable:
+  """20 passages of two or three sentences, each sentence known by its words, and 5 of a single one."""
+  rng, words = np.random.default_rng(0), ["ron", "was", "born", "in", "he", "won", "a", "prize"]
+  blocks = [("x", [" ".join(rng.choice(words, rng.integers(2, 6))) + "." for _ in range(rng.integers(2, 4))]) for _ in range(20)]
+  return make_table(tokenizer, str(tmp_path_factory.mktemp("ict") / "P"), blocks + [("x", ["he was ron."])] * 5)
+
+
+def unpacked(ids: np.ndarray) -> list[list[int]]:
+  """The segments of a packed row."""
+  ids = ids[ids != PAD]
+  ends = np.flatnonzero(ids == SEP)
+  return [ids[start + 1:end].tolist() for start, end in zip([0, *ends], ends)]
+
+
+def sentences_of(table: passages.PassageTable, number: int) -> list[list[int]]:
+  starts, ends = examples.sentence_ranges(table, number)
+  return [table.text_ids[number][start:end].tolist() for start, end in zip(starts, ends)]
+
+
+def test_sentence_ranges_part_the_text(ict_table, tokenizer):
+  for number in range(len(ict_table)):
+    text = ict_table.texts[number].encode()
+    written = [text[a:b].decode() for a, b in zip(ict_table.sentence_starts[number], ict_table.sentence_ends[number])]
+    assert sentences_of(ict_table, number) == tokenizer(written).to_list(), ict_table.texts[number]
+  print(ict_table.texts[0], sentences_of(ict_table, 0))
+
+
+@pytest.mark.parametrize("removal_rate", [0.0, 0.7, 1.0])
+def test_ict_examples(removal_rate, tokenizer, ict_table):
+  data = examples.IctExamples(ict_table, tokenizer=tokenizer, query_length=20, passage_length=40, removal_rate=removal_rate)
+  by_text = collections.defaultdict(set)
+  removed, single = [], 0
+  for number in range(len(ict_table)):
+    sentences = sentences_of(ict_table, number)
+    for at, sentence in enumerate(sentences):
+      rest = sum(sentences[:at] + sentences[at + 1:], [])
+      by_text[tuple(sentence), tuple(rest)].add(1.0)
+      by_text[tuple(sentence), tuple(sum(sentences, []))].add(0.0)
+  for step in range(100):
+    batch = data.batch(step, batch_size=8, seed=3)
+    for query, passage, segments, out in zip(*(batch[name] for name in ("query_ids", "passage_ids", "passage_segments", "removed"))):
+      (query,), (title, text) = unpacked(query), unpacked(passage)
+      assert title == [17] and segments.sum() == len(text) + 1
+      assert out in by_text[tuple(query), tuple(text)]
+      assert text, "a single-sentence passage must not be emptied"
+      single += text == tokenizer(["he was ron."]).to_list()[0]
+      removed.append(out)
+  print(f"rate {removal_rate}: removed {np.mean(removed):.3f} of {len(removed)}; {single} single-sentence passages")
+  kept_single = 5 * (1 - removal_rate)  # single-sentence passages whose sentence would go are passed over
+  wanted = 20 * removal_rate / (20 + kept_single)
+  assert abs(np.mean(removed) - wanted) < 4 * np.sqrt(0.25 / len(removed)) + 1e-9
+  assert abs(single / len(removed) - kept_single / (20 + kept_single)) < 0.05 and (single == 0) == (removal_rate == 1)
+  if removal_rate in (0.0, 1.0):
+    assert np.mean(removed) == removal_rate
+
+
+def test_ict_batch_is_a_pure_function_of_step_and_seed(tokenizer, ict_table):
+  make = lambda: examples.IctExamples(ict_table, tokenizer=tokenizer, query_length=20, passage_length=40)
+  one, two = make(), make()
+  forwards = [one.batch(step, batch_size=4, seed=5) for step in range(6)]
+  backwards = [two.batch(step, batch_size=4, seed=5) for step in reversed(range(6))][::-1]
+  for a, b in zip(forwards, backwards):
+    assert a.keys() == b.keys() == {"query_ids", "passage_ids", "passage_segments", "removed"}
+    for name in a:
+      np.testing.assert_array_equal(a[name], b[name])
+  others = [one.batch(3, batch_size=4, seed=6), forwards[4]]
+  assert all((forwards[3]["passage_ids"] != other["passage_ids"]).any() for other in others)
+
+
+def test_ict_corpus_of_single_sentences_is_refused(tokenizer, tmp_path):
+  table = make_table(tokenizer, str(tmp_path / "P"), [("x", ["he was born."])] * 3)
+  data = examples.IctExamples(table, tokenizer=tokenizer, query_length=9, passage_length=16, removal_rate=1.0)
+  with pytest.raises(artifacts.UserError, match="every one is a single sentence"):
+    data.batch(0, batch_size=2, seed=0)
+
+
+def test_every_epoch_is_a_permutation_however_it_is_cut():
+  num_rows, batch_size = 7, 3
+  drawn = np.concatenate([examples.epoch_rows(num_rows, step, batch_size, 1) for step in range(14)]).reshape(6, num_rows)
+  print(drawn)
+  assert (np.sort(drawn, axis=1) == np.arange(num_rows)).all()
+  assert len({tuple(epoch) for epoch in drawn}) == 6, "every epoch has an order of its own"
+  resumed = np.concatenate([examples.epoch_rows(num_rows, step, batch_size, 1) for step in range(9, 14)])
+  np.testing.assert_array_equal(resumed, drawn.ravel()[27:])
+  assert (examples.epoch_rows(num_rows, 0, 21, 1).reshape(3, 7) == drawn[:3]).all(), "the batch size only cuts the same order"
+  assert (examples.epoch_rows(num_rows, 0, 7, 2) != drawn[0]).any()
+  rows = np.array([10, 20, 30, 40, 50, 60, 70])
+  np.testing.assert_array_equal(examples.epoch_rows(num_rows, 2, batch_size, 1, rows), rows[examples.epoch_rows(num_rows, 2, batch_size, 1)])
+
+
+# ------------------------------------------------------------------------------------------------------ masked spans
+
+
+def test_mask_spans(tokenizer):
+  ids = [[A, B, C, D], [E, F], [G, H, A]]
+  got = examples.mask_spans([np.array(row, np.uint16) for row in ids], [1, 0, 0], [3, 1, 3], [4, -1, 2], tokenizer=tokenizer, max_masks=3)
+  assert [got.ids[i].tolist() for i in range(3)] == [[A, MASK, MASK, D], [MASK, F], [MASK, MASK, MASK]]
+  assert got.mask_positions.tolist() == [[2, 3, 0], [1, 0, 0], [1, 2, 3]]
+  assert got.targets.tolist() == [[B, C, 0], [E, 0, 0], [G, H, A]]
+  assert got.target_mask.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+  assert got.own_passages.tolist() == [4, -1, 2]
+  packed = examples.pack_queries(got.ids.tensor(), tokenizer=tokenizer, length=8).numpy()
+  masked = np.take_along_axis(packed, got.mask_positions, axis=1)
+  print(packed, masked)
+  assert (masked[got.target_mask > 0] == MASK).all() and (packed == MASK).sum() == got.target_mask.sum()
+  assert ids == [[A, B, C, D], [E, F], [G, H, A]]
+
+
+def test_span_sentences_of_the_toy_corpus(toy):
+  config = toy.config()
+  tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
+  for folder, same in ((config.knowledge_spans, True), (config.spans, False)):
+    data = examples.SpanSentences(folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table.fingerprint)
+    written = [row for path in passages.shard_paths(folder) for row in passages.read_shard(path, passages.Sentence)]
+    spans = {(tuple(row.ids), start, end) for row in written for start, end in zip(row.span_starts, row.span_ends)}
+    fitting = {row for row in spans if row[2] <= 18 and row[2] - row[1] <= 4}
+    drawn = set()
+    for step in range(60):
+      batch = data.batch(step, batch_size=8, seed=0)
+      packed = examples.pack_queries(batch.ids.tensor(), tokenizer=tokenizer, length=20).numpy()
+      for i in range(8):
+        used = batch.target_mask[i] > 0
+        positions = batch.mask_positions[i][used]
+        assert 1 <= used.sum() <= 4 and (packed[i][positions] == tokenizer.mask_id).all()
+        whole = batch.ids[i].copy()
+        whole[positions - 1] = batch.targets[i][used]
+        drawn.add((tuple(whole), positions[0] - 1, positions[-1]))
+        if same:
+          assert tuple(whole) in {tuple(s) for s in sentences_of(table, batch.own_passages[i])}
+        else:
+          assert batch.own_passages[i] == examples.NULL_PASSAGE
+    print(f"{folder}: {len(data)} sentences, {len(spans)} spans, {len(fitting)} fit, {len(drawn)} drawn")
+    assert drawn <= fitting and len(drawn) > 0.8 * len(fitting) and len(fitting) < len(spans)
+    again = data.batch(7, batch_size=8, seed=0)
+    np.testing.assert_array_equal(again.targets, data.batch(7, batch_size=8, seed=0).targets)
+    assert (again.targets != data.batch(7, batch_size=8, seed=1).targets).any()
+
+
+def test_no_span_fits_and_another_vocabulary(toy, tokenizer):
+  config = toy.config()
+  with pytest.raises(artifacts.ArtifactError, match="has no span within 3 word pieces"):
+    examples.SpanSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=3, max_masks=4, knowledge="")
+  with pytest.raises(artifacts.ArtifactError, match="was made with vocabulary .*, this run has .*vocab.txt") as caught:
+    examples.SpanSentences(config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge="")
+  print(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ answer spans
+
+
+def answer_spans_by_hand(ids, segments, answers, tokenizer, max_span):
+  found = np.zeros([*ids.shape, max_span], np.float32)
+  for r, row in enumerate(ids):
+    for i in range(len(row)):
+      for w in range(max_span):
+        end = i + w + 1
+        if end <= len(row) and (segments[r, i:end] == 1).all() and list(row[i:end]) in [list(answer) for answer in answers]:
+          goes_on = end < len(row) and segments[r, end] == 1 and PIECES[row[end]].startswith("##")
+          found[r, i, w] = not goes_on
+  return found
+
+
+def test_answer_spans_against_brute_force(tokenizer):
+  rng = np.random.default_rng(0)
+  words = [5, 6, 7, 10, 11]  # ron ##tgen was len ##nep: many continuations
+  total = 0
+  for _ in range(30):
+    queries, texts = (ragged(*(rng.choice(words, rng.integers(0, 9)) for _ in range(3))) for _ in range(2))
+    packed = examples.pack_reader(queries, texts, tokenizer=tokenizer, query_length=6, length=12)
+    answers = [rng.choice(words, rng.integers(0, 5)).tolist() for _ in range(6)]
+    got = examples.answer_spans(packed.token_ids.numpy(), packed.segment_ids.numpy(), answers, tokenizer=tokenizer, max_span=3)
+    np.testing.assert_array_equal(got, answer_spans_by_hand(
+        packed.token_ids.numpy(), packed.segment_ids.numpy(), answers, tokenizer, 3))
+    total += got.sum()
+  print(f"{total:.0f} spans marked in 90 passages")
+  assert total > 50
+
+
+def test_answer_spans_by_hand(tokenizer):
+  ron, tgen, was, len_, nep = 5, 6, 7, 10, 11
+  packed = examples.pack_reader(
+      ragged([ron, tgen], [ron]), ragged([ron, tgen, was, ron], [len_, nep, was, was]), tokenizer=tokenizer, query_length=5, length=10)
+  got = examples.answer_spans(packed.token_ids.numpy(), packed.segment_ids.numpy(), [[ron, tgen], [ron], [was], [was], [len_], [was] * 5],
+                              tokenizer=tokenizer, max_span=2)
+  marked = [tuple(int(n) for n in at) for at in np.argwhere(got)]
+  print(packed.token_ids.numpy(), marked)
+  # Never in the question; `ron` only where it is a whole word; every occurrence; answers of more than max_span not at all.
+  assert marked == [(0, 4, 1), (0, 6, 0), (0, 7, 0), (1, 5, 0), (1, 6, 0)] and got.max() == 1
+
+
+def test_answer_text_keeps_case_and_accents(tokenizer, tmp_path):
+  text = "Röntgen was born in LENNEP. Rön won a prize."
+  table = make_table(tokenizer, str(tmp_path / "P"), [("x", ["he was a prize."]), ("x", ["Röntgen was born in LENNEP.", "Rön won a prize."])])
+  assert table.texts[1] == text
+  numbers = np.array([0, 1])
+  _, texts = examples.gather_passages(table, numbers)
+  query = ragged([7], [7])
+  packed = examples.pack_reader(query, texts, tokenizer=tokenizer, query_length=5, length=24)
+  ids, segments = packed.token_ids.numpy(), packed.segment_ids.numpy()
+  for answer, wanted in (("Rontgen", ["Röntgen"]), ("ron", ["Rön"]), ("lennep", ["LENNEP"]), ("A PRIZE", ["a prize"])):
+    correct = examples.answer_spans(ids, segments, tokenizer([answer]).to_list(), tokenizer=tokenizer, max_span=4)
+    correct[0] = 0
+    found = evaluate.best_answer(correct, np.ones_like(correct), ids, segments, numbers, np.zeros(2), table, continues=tokenizer.continues)
+    print(answer, "→", found.text, found.byte_span)
+    assert [found.text] == wanted and found.read_from == 1
+    assert text.encode()[slice(*found.byte_span)].decode() == found.text

@@ -1,0 +1,149 @@
+"""The losses against sums written out in NumPy float64, and the gradient of REALM's marginal against the paper's formula."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from realm_tf import losses
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+  weights = np.exp(scores - scores.max(-1, keepdims=True))
+  return weights / weights.sum(-1, keepdims=True)
+
+
+def draw(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+  return np.random.default_rng(seed).normal(size=shape, scale=scale).astype(np.float32)
+
+
+def close(got, wanted, what: str, *, rtol: float = 2e-5) -> None:
+  got = keras.ops.convert_to_numpy(got)
+  print(f"{what}: {np.round(got.ravel()[:4], 5)}, largest difference {np.abs(got - wanted).max():.1e}")
+  np.testing.assert_allclose(got, wanted, rtol=rtol, atol=2e-5)
+
+
+def test_in_batch_ict():
+  queries, passages = draw(0, 6, 5, scale=2), draw(1, 6, 5)
+  passages[2] = 3 * queries[2]  # one row that is certainly right
+  loss, correct = np.zeros(6), np.zeros(6)
+  for i in range(6):
+    scores = [sum(float(a) * float(b) for a, b in zip(queries[i], passages[j])) for j in range(6)]
+    loss[i] = np.log(sum(np.exp(score - scores[i]) for score in scores))
+    correct[i] = scores[i] == max(scores)
+  got = losses.in_batch_ict(queries, passages)
+  close(got.loss, loss, "ICT loss")
+  np.testing.assert_array_equal(keras.ops.convert_to_numpy(got.correct), correct)
+  assert 0 < correct.sum() < 6
+
+
+def marginal_by_hand(token_log_probs, scores, target_mask, per_token):
+  """Loss, p(y|z,x) and p(z|x) with nothing but sums and products of probabilities."""
+  num_queries, num, masks = token_log_probs.shape
+  prior, loss = softmax(scores.astype(np.float64)), np.zeros(num_queries)
+  likelihood = np.ones([num_queries, num])
+  for b in range(num_queries):
+    used = [m for m in range(masks) if target_mask[b, m]]
+    for c in range(num):
+      for m in used:
+        likelihood[b, c] *= np.exp(float(token_log_probs[b, c, m]))
+    if per_token:
+      nll = [-np.log(sum(np.exp(float(token_log_probs[b, c, m])) * prior[b, c] for c in range(num))) for m in used]
+      loss[b] = sum(nll) / max(len(nll), 1)
+    else:
+      loss[b] = -np.log(sum(likelihood[b, c] * prior[b, c] for c in range(num)))
+  return loss, likelihood, prior
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_marginal_masked_lm(per_token):
+  token_log_probs, scores = -np.abs(draw(2, 4, 3, 5)), draw(3, 4, 3, scale=3)
+  target_mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], np.float32)
+  token_log_probs[1, :, 2:] = -50  # unused masks hold whatever the reader says of word piece 0
+  loss, likelihood, prior = marginal_by_hand(token_log_probs, scores, target_mask, per_token)
+  got = losses.marginal_masked_lm(token_log_probs, scores, target_mask, per_token=per_token)
+  close(got.loss, loss, f"marginal loss, per_token={per_token}")
+  close(got.log_likelihoods, np.log(likelihood), "log p(y|z,x)")
+  close(got.log_prior, np.log(prior), "log p(z|x)")
+  assert loss[3] == 0 and (loss[:3] > 0).all()
+
+
+def test_both_marginals_agree_on_one_mask_and_differ_on_more():
+  token_log_probs, scores = -np.abs(draw(4, 2, 4, 3, scale=2)), draw(5, 2, 4)
+  one = np.array([[1, 0, 0]] * 2, np.float32)
+  loss = {(n, kind): keras.ops.convert_to_numpy(losses.marginal_masked_lm(token_log_probs, scores, mask, per_token=kind).loss)
+          for n, mask in ((1, one), (3, np.ones([2, 3], np.float32))) for kind in (False, True)}
+  print(loss)
+  np.testing.assert_allclose(loss[1, False], loss[1, True], rtol=1e-5)
+  assert np.abs(loss[3, False] - 3 * loss[3, True]).max() > 0.5
+
+
+def test_gradient_of_the_scores_is_minus_r():
+  """∇ log p(y|x) = Σ_z r(z) ∇ f(x,z), r(z) = [p(y|z,x) / p(y|x) − 1] p(z|x): REALM, section 3.3."""
+  token_log_probs, scores = -np.abs(draw(6, 5, 4, 2)), draw(7, 5, 4, scale=2)
+  target_mask = np.array([[1, 1]] * 4 + [[1, 0]], np.float32)
+  _, likelihood, prior = marginal_by_hand(token_log_probs, scores, target_mask, False)
+  marginal = (likelihood * prior).sum(-1, keepdims=True)
+  r = (likelihood / marginal - 1) * prior
+  variable = tf.Variable(scores)
+  with tf.GradientTape() as tape:
+    loss = tf.reduce_sum(losses.marginal_masked_lm(tf.constant(token_log_probs), variable, target_mask).loss)
+  close(tape.gradient(loss, variable), -r, "gradient of −log p(y|x) in f(x,z)")
+  assert ((likelihood > marginal) == (r > 0)).all() and (r > 0).any() and (r < 0).any()  # helpful passages are pulled up
+
+
+def span_by_hand(scores, mask, correct):
+  found = np.zeros(len(scores))
+  for b, row in enumerate(scores.astype(np.float64)):
+    among = sum(np.exp(score) for score, exists in zip(row, mask[b]) if exists)
+    right = sum(np.exp(score) for score, exists, is_right in zip(row, mask[b], correct[b]) if exists and is_right)
+    found[b] = -np.log(right / among) if right else 0.0
+  return found
+
+
+def test_marginal_span():
+  beam_scores, span_scores = draw(8, 4, 6), draw(9, 4, 12, scale=3)
+  rng = np.random.default_rng(10)
+  beam_correct, span_mask, span_correct = (rng.integers(0, 2, shape).astype(np.float32) for shape in ([4, 6], [4, 12], [4, 12]))
+  beam_correct[1] = 0  # no passage has an answer
+  span_mask[2], span_correct[2] = np.arange(12) < 6, np.arange(12) >= 6  # answers only where no span exists
+  beam_correct[3], span_correct[3] = 1, span_mask[3]  # all is right: no loss
+  got = losses.marginal_span(beam_scores, beam_correct, span_scores, span_mask, span_correct)
+  retriever = span_by_hand(beam_scores, np.ones_like(beam_correct), beam_correct)
+  reader = span_by_hand(span_scores, span_mask, span_correct)
+  close(got.retriever, retriever, "retriever")
+  close(got.reader, reader, "reader")
+  assert retriever[1] == 0 and reader[2] == 0 and retriever[0] > 0 and reader[0] > 0
+
+
+def test_vanished_terms_have_no_gradient():
+  beam, spans = tf.Variable(draw(11, 1, 4)), tf.Variable(draw(12, 1, 4))
+  with tf.GradientTape() as tape:
+    got = losses.marginal_span(beam, np.zeros([1, 4], np.float32), spans, np.ones([1, 4], np.float32), np.zeros([1, 4], np.float32))
+    loss = got.retriever + got.reader
+  gradients = [gradient.numpy() for gradient in tape.gradient(loss, [beam, spans])]
+  print("loss and gradients where nothing is correct:", loss.numpy(), gradients)
+  assert loss.numpy() == 0 and all((gradient == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6])
+def test_finite_at_extreme_scores(size):
+  """Values and gradients stay finite, and the values are the distances between scores that they are in exact arithmetic."""
+  scores = tf.Variable([[size, -size, 0.0], [-size, size, 0.0]])
+  token_log_probs = tf.Variable(np.array([[[-size], [-1.0], [-2.0]], [[-0.0], [-1.0], [-size]]], np.float32))
+  ones = np.ones([2, 1], np.float32)
+  first, mask = np.array([[1, 0, 0], [1, 0, 0]], np.float32), np.array([[1, 1, 0], [1, 1, 0]], np.float32)
+  marginal = [size - np.log1p(np.exp(-2)), 1]  # row 0: the first and the last candidate share the mass; row 1: all is on the second
+  for name, loss, wanted in (
+      ("ICT", lambda: losses.in_batch_ict(scores, tf.constant([[0, 0, 1.0], [1, 0, 0.0]])).loss, [size, size]),
+      ("ICT, right", lambda: losses.in_batch_ict(scores, tf.constant([[1.0, 0, 0], [0, 1.0, 0]])).loss, [0, 0]),
+      ("marginal", lambda: losses.marginal_masked_lm(token_log_probs, scores, ones).loss, marginal),
+      ("per token", lambda: losses.marginal_masked_lm(token_log_probs, scores, ones, per_token=True).loss, marginal),
+      ("span", lambda: losses.marginal_span(scores, first, scores, mask, first).reader, [0, 2 * size]),
+  ):
+    with tf.GradientTape() as tape:
+      value = loss()
+    gradients = [gradient for gradient in tape.gradient(value, [scores, token_log_probs]) if gradient is not None]
+    print(f"{name} at {size:g}: {value.numpy()}, wanted {wanted}")
+    assert all(np.isfinite(tensor).all() for tensor in (value, *gradients)), gradients
+    np.testing.assert_allclose(value, wanted, rtol=1e-6, atol=1e-6)

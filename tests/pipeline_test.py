@@ -1,0 +1,135 @@
+"""The whole of REALM at toy size, in the processes that a user would start: `python -m realm_tf.pipeline`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import quickstart
+from realm_tf import artifacts, pipeline
+from tests.embed_passages_test import REPOSITORY
+
+TINY = {
+    "corpus.num_entities": 16, "corpus.vocab_size": 300,
+    "encoder.num_layers": 1, "encoder.num_heads": 2, "encoder.hidden_dim": 16, "encoder.intermediate_dim": 32,
+    "retriever.projection_dim": 8, "refresh.every_steps": 10, "refresh.job_args": "('--poll_secs=0.1','--nojit_compile')",
+    **{f"{section}.{name}": value for section in ("mlm", "ict", "warmup", "finetune")
+       for name, value in (("steps", 2), ("batch_size", 4), ("log_every", 2), ("checkpoint_every", 2))},
+    "ict.learning_rate": 0.001, "realm.steps": 240, "realm.batch_size": 2, "realm.num_candidates": 3,
+    "realm.log_every": 10, "realm.checkpoint_every": 120,
+    "finetune.beam": 8, "finetune.num_read": 2, "finetune.span_dim": 8,
+    "evaluate.systems": "('closed_book','realm')",
+}
+SYSTEMS = {"closed_book", "realm"}
+NUM_STAGES = 18
+
+
+def run_pipeline(run_dir: str, settings: dict, *flags: str, config: str = "quickstart") -> subprocess.CompletedProcess:
+  settings = {"run_dir": run_dir, **settings}
+  return subprocess.run(
+      [sys.executable, "-m", "realm_tf.pipeline", f"--config=configs/{config}.py", *flags,
+       *(f"--config.{name}={value}" for name, value in settings.items())],
+      cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+
+def stages_run(done: subprocess.CompletedProcess) -> list[str]:
+  """The commands that the pipeline printed."""
+  assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+  return [line for line in done.stdout.splitlines() if line.startswith("$ python -m ")]
+
+
+def summary_of(run_dir: str) -> dict:
+  return json.loads(artifacts.read_text(os.path.join(run_dir, pipeline.SUMMARY)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_quickstart(tmp_path):
+  run_dir = str(tmp_path / "run")
+  first = run_pipeline(run_dir, TINY)
+  assert len(stages_run(first)) == NUM_STAGES
+  for noise in ("Warning", "WARNING", "W0000", "Traceback"):
+    assert noise not in first.stderr, first.stderr
+  summary = summary_of(run_dir)
+  check_scores(summary, run_dir)
+  assert summary["refreshes"] >= 1 and 0 < summary["steps_during_refreshes"] <= 240
+  assert 0 < summary["max_staleness_steps"] <= 240
+  assert os.path.getsize(os.path.join(run_dir, pipeline.PLOT)) > 10_000
+
+  # Again: nothing to do.
+  started = time.monotonic()
+  second = run_pipeline(run_dir, TINY)
+  assert not stages_run(second) and time.monotonic() - started < 20
+  assert summary_of(run_dir) == summary
+
+  # What was deleted is made again, and nothing else; trained models stay.
+  shutil.rmtree(os.path.join(run_dir, "spans-knowledge"))
+  os.remove(pipeline_output := os.path.join(run_dir, "predictions", "realm.jsonl"))
+  third = stages_run(run_pipeline(run_dir, TINY))
+  assert len(third) == 2 and "annotate_spans" in third[0] and pipeline_output in third[1]
+  again = summary_of(run_dir)
+  assert {**again, "wall_secs": 0} == {**summary, "wall_secs": 0}
+
+  # Another setting of what is trained is not silently passed over.
+  changed = run_pipeline(run_dir, {**TINY, "ict.learning_rate": 0.5})
+  assert changed.returncode == 1 and "ict.learning_rate: 0.001 before, 0.5 now" in changed.stderr and "--redo=ict" in changed.stderr
+
+
+def check_scores(summary: dict, run_dir: str) -> None:
+  """Every system has its scores, and they are those of its evaluation."""
+  assert set(summary["zero_shot_recall_at_5"]) == set(summary["zero_shot_cloze_recall_at_5"]) == {"ict", "realm", "bm25"}
+  assert set(summary["exact_match"]) == SYSTEMS and set(summary["recall_at_5"]) == SYSTEMS - {"closed_book"}
+  for system in SYSTEMS:
+    rows = [json.loads(line) for line in open(os.path.join(run_dir, "predictions", f"{system}.jsonl"), encoding="utf-8")]
+    right = [row["prediction"].lower() in [answer.lower() for answer in row["answer"]] for row in rows]
+    assert abs(summary["exact_match"][system] - sum(right) / len(rows)) < 1e-3
+  assert 0 < summary["zero_shot_recall_at_5"]["bm25"] <= 1  # of an untrained retriever nothing can be said
+  assert len(summary["wall_secs"]) == NUM_STAGES and all(secs > 0 for secs in summary["wall_secs"].values())
+  assert len(summary["answers"]) == 4
+  for answer in summary["answers"]:
+    passage, (start, end) = answer["passages"][answer["read_from"]], answer["byte_span"]
+    assert passage["text"].encode()[start:end].decode() == answer["answer"]
+    assert f"[{answer['answer']}]" in pipeline.describe(answer, bold=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_own_corpus_without_questions(tmp_path):
+  docs = tmp_path / "docs"
+  docs.mkdir()
+  for number in range(30):
+    row = {"title": f"Mill {number}", "text": f"Mill {number} was built by Anna Berg in {1800 + number}. "
+                                              f"It stands near Lake Orla and burned down in May {1900 + number}."}
+    (docs / f"{number:02d}.jsonl").write_text(json.dumps(row) + "\n")
+  run_dir = str(tmp_path / "run")
+  settings = {**TINY, "corpus.knowledge": f"{docs}/*.jsonl", "mlm.steps": 0, "realm.steps": 10}
+  stages = stages_run(run_pipeline(run_dir, settings, config="own_corpus"))
+  assert [stage.split()[3].split(".")[1] for stage in stages] == ["make_passages", "annotate_spans", "pretrain_ict", "pretrain"]
+  summary = summary_of(run_dir)
+  assert not summary["exact_match"] and not summary["zero_shot_recall_at_5"] and not summary["answers"]
+  assert artifacts.is_complete(os.path.join(run_dir, "realm", "indexes", "00000010"))
+
+
+def test_commands():
+  config = quickstart.get_config()
+  found = {stage.name: stage.command for stage in pipeline.stages(config, config_path="c.py", overrides={"seed": 1})}
+  assert found["finetune ict"] == (
+      "realm_tf.finetune", "--config=c.py", "--config.seed=1", "--config.finetune.retrieval=dense",
+      "--config.finetune.retriever=runs/quickstart/ict", "--config.finetune.reader=runs/quickstart/realm/warmup",
+      "--workdir=runs/quickstart/finetune/ict")
+  assert found["passages"][-2:] == ("--vocab_input=runs/quickstart/corpus/pretraining", "--output=runs/quickstart/passages")
+  config.corpus.pretraining = ""  # X is Z
+  config.mlm.steps = 0
+  found = {stage.name: stage.command for stage in pipeline.stages(config, config_path="c.py", overrides={})}
+  assert "pretraining spans" not in found and "mlm" not in found
+  assert "--config.spans=runs/quickstart/spans-knowledge" in found["realm"]
+
+
+def test_mistakes_are_one_line(tmp_path):
+  done = run_pipeline(str(tmp_path / "run"), {}, config="own_corpus")
+  assert done.returncode == 1 and done.stderr.startswith("PipelineError: no corpus; give your articles") and len(
+      done.stderr.splitlines()) == 1

@@ -1,0 +1,265 @@
+"""REALM pre-training on the toy corpus with the real background refresh, killed and resumed, and inputs that do not fit."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from beam_jobs import embed_passages
+from realm_tf import artifacts, examples, index, passages, pretrain, progress, retrieval, settings, snapshots
+from realm_tf.models.masked_reader import MaskedReader
+from realm_tf.tokenization import Tokenizer
+from tests import embed_passages_test
+from tests.conftest import REPOSITORY
+from tests.embed_passages_test import wait_until
+from tests.refresh_test import is_running
+
+# ---------------------------------------------------------------------------------------------------- a training run
+
+
+@dataclasses.dataclass
+class Run:
+  """A finished run: its metrics, and the candidates of every step with the passages that their queries stand in."""
+
+  workdir: str
+  last: str
+  rows: list[dict]
+  numbers: np.ndarray
+  own: np.ndarray
+
+
+@pytest.fixture(scope="module")
+def run(toy, tmp_path_factory) -> Run:
+  """120 steps on X = Z, slowed down so that the first refresh takes place during them."""
+  workdir = str(tmp_path_factory.mktemp("realm"))
+  config = toy.config(spans=toy.config().knowledge_spans, realm__steps=120, realm__log_every=10, realm__checkpoint_every=60,
+                      refresh__every_steps=20)
+  numbers, own = [], []
+
+  def recorded(indexed, query_ids, **what):
+    found = retrieval_candidates(indexed, query_ids, **what)
+    if what["null"]:  # not the warm-up's
+      numbers.append(found), own.append(what["own_passages"])
+      indexed_yet = lambda: artifacts.latest(os.path.join(workdir, "indexes"))
+      if not indexed_yet():
+        time.sleep(0.1)
+      if len(numbers) == 90:
+        wait_until(indexed_yet, "the first refreshed index", timeout_secs=120)
+        time.sleep(1.0)  # it is opened in the background
+    return found
+
+  retrieval_candidates = retrieval.candidates
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(retrieval, "candidates", recorded)
+    patch.chdir(REPOSITORY)  # where the refresh job is started
+    last = pretrain.pretrain(config, workdir)
+  return Run(workdir, last, progress.read_metrics(workdir), np.array(numbers), np.array(own))
+
+
+def test_index_is_refreshed_while_training_goes_on(run):
+  end = run.rows[-1]
+  print({name: end[name] for name in ("refreshes", "steps_during_refreshes", "staleness_steps", "max_staleness_steps", "index_step")})
+  assert end["refreshes"] >= 1 and end["steps_during_refreshes"] > 0
+  assert [row["step"] for row in run.rows] == list(range(10, 121, 10))
+  for before, row in zip(run.rows, run.rows[1:]):
+    published = row["step"] // 20 * 20
+    assert row["staleness_steps"] == published - row["index_step"] and row["index_step"] % 20 == 0
+    assert row["refreshes"] - before["refreshes"] >= (row["index_step"] > before["index_step"])
+    assert row["max_staleness_steps"] >= max(before["max_staleness_steps"], row["staleness_steps"])
+  assert end["max_staleness_steps"] >= 20 and run.rows[0]["index_step"] == 0
+  assert all(np.isfinite(list(row.values())).all() for row in run.rows)
+  assert 0 <= end["dev_cloze_recall_at_5"] <= 1 and 0 < end["null_prior"] < 1 and end["prior_entropy"] > 0
+
+
+def test_own_passage_is_never_a_candidate_and_null_is_first(run, toy):
+  print(f"{run.numbers.shape} candidates; the first queries' {run.numbers[0].tolist()}, their own {run.own[0].tolist()}")
+  assert run.numbers.shape == (120, 4, 3) and (run.own >= 0).all()
+  assert (run.numbers[:, :, 0] == examples.NULL_PASSAGE).all()
+  assert (run.numbers[:, :, 1:] >= 0).all() and (run.numbers[:, :, 1] != run.numbers[:, :, 2]).all()
+  assert (run.numbers != run.own[:, :, None]).all()
+
+
+def test_last_snapshot_has_its_index_and_loads(run, toy):
+  folder = artifacts.step_folder(os.path.join(run.workdir, "indexes"), 120)
+  indexed = retrieval.load(folder, passages=toy.config().passages, snapshot=run.last)
+  table, tokenizer = passages.load(toy.config().passages), snapshots.load_tokenizer(run.last)
+  packed = examples.pack_passages(*examples.gather_passages(table, np.arange(len(table))), tokenizer=tokenizer, length=44)
+  np.testing.assert_allclose(
+      index.read_embeddings(folder, num_rows=len(table)), indexed.retriever.embed_passages(*packed), atol=1e-5)
+  assert isinstance(snapshots.load_model(run.last, "reader"), MaskedReader) and run.last.endswith("/00000120")
+  kept = {artifacts.step_of(path) for path in artifacts.complete_folders(os.path.join(run.workdir, "snapshots"))}
+  indexes = {artifacts.step_of(path) for path in artifacts.complete_folders(os.path.join(run.workdir, "indexes"))}
+  print(f"snapshots {kept}, indexes {indexes}")
+  assert 120 in indexes <= kept | {0}, "an index needs its snapshot"
+  assert len(kept) < 6
+
+
+def test_training_moves_both_models(run, toy):
+  warm = os.path.join(run.workdir, "warmup/snapshots/00000002")
+  for name in ("retriever", "reader"):
+    before, after = (snapshots.load_model(folder, name).trainable_weights for folder in (warm, run.last))
+    moved = [float(np.abs(np.array(a) - np.array(b)).max()) for a, b in zip(before, after, strict=True)]
+    print(f"{name}: weights move by {np.median(moved):.1e}")
+    assert np.median(moved) > 1e-3
+
+
+# ----------------------------------------------------------------------------------------------------- kill and rerun
+
+
+def trainer_command(toy, workdir: str, *overrides: str) -> list[str]:
+  return [sys.executable, "-m", "realm_tf.pretrain", f"--config={toy.config_path}", f"--workdir={workdir}",
+          *(f"--config.{override}" for override in overrides)]
+
+
+def processes_with(words: str) -> list[int]:
+  """Processes whose command line holds these words."""
+  found = []
+  for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+      with open(f"/proc/{pid}/cmdline", "rb") as file:
+        if words.encode() in file.read():
+          found.append(int(pid))
+    except OSError:
+      pass
+  return found
+
+
+def test_killed_trainer_takes_its_job_along_and_goes_on(toy, tmp_path):
+  workdir = str(tmp_path / "realm")
+  command = trainer_command(toy, workdir, "warmup.steps=0", "realm.steps=60", "realm.checkpoint_every=10", "refresh.every_steps=20")
+  trainer = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+  wait_until(lambda: artifacts.latest(os.path.join(workdir, "checkpoints")), "the first checkpoint", timeout_secs=120)
+  jobs = processes_with(f"--parent_pid={trainer.pid}")
+  trainer.send_signal(signal.SIGKILL)
+  trainer.wait()
+  before = {row["step"]: row["loss"] for row in progress.read_metrics(workdir)}
+  kept = artifacts.step_of(artifacts.latest(os.path.join(workdir, "checkpoints")))
+  done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+  print(f"killed at step {max(before)} with checkpoint {kept} and jobs {jobs}; then {done.stdout.splitlines()[-1]}")
+  assert done.returncode == 0 and f"going on from step {kept} of 60" in done.stderr, done.stderr
+  assert len(jobs) == 1 and 10 <= kept <= max(before) < 60
+  wait_until(lambda: not is_running(jobs[0]), "the end of the dead trainer's job", timeout_secs=30)
+  rows = progress.read_metrics(workdir)
+  assert [row["step"] for row in rows] == list(range(2, 61, 2))
+  assert all(row["loss"] == before[row["step"]] for row in rows if row["step"] <= kept)
+  assert artifacts.is_complete(os.path.join(workdir, "snapshots/00000060")) and artifacts.is_complete(os.path.join(workdir, "indexes/00000060"))
+  assert not processes_with(f"--snapshots={workdir}/snapshots"), "no job outlives its trainer"
+
+
+# -------------------------------------------------------------------------------------------------- mistakes of users
+
+
+def test_mistyped_overrides(toy, tmp_path):
+  mistakes = {"realm.stepz=3": ["unknown config key: 'stepz'", 'Did you mean "steps"'],
+              "realm.steps=abc": ["config.realm.steps=abc", "invalid literal for int"]}
+  started = [subprocess.Popen(trainer_command(toy, str(tmp_path / "W"), override), cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+             for override in mistakes]
+  for trainer, words in zip(started, mistakes.values()):
+    told = trainer.communicate()[1]
+    print(trainer.returncode, told)
+    assert trainer.returncode != 0 and all(part in told for part in words) and "Traceback" not in told
+  assert not os.path.exists(tmp_path / "W")
+
+
+def test_fewer_passages_than_candidates(toy, tmp_path):
+  table = passages.load(toy.config().passages)
+  pretrain.check_corpus(toy.config(realm__num_candidates=32), table)  # 31 and the own one
+  pretrain.check_corpus(toy.config(realm__num_candidates=33, realm__drop_own_passage=False), table)
+  with pytest.raises(artifacts.UserError, match="has 32 passages, realm.num_candidates=33 needs at least 33: lower num_candidates") as caught:
+    pretrain.pretrain(toy.config(realm__num_candidates=33), str(tmp_path))
+  print(caught.value)
+  assert not os.listdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory) -> str:
+  """Passages of another vocabulary, with a snapshot and its index."""
+  root = str(tmp_path_factory.mktemp("stranger"))
+  folder = embed_passages_test.make_passages(os.path.join(root, "passages"), num_passages=20, num_shards=1)
+  snapshot = embed_passages_test.publish_snapshot(os.path.join(root, "snapshots"), 0, vocab=folder)
+  embed_passages.embed(os.path.join(root, "indexes/00000000"), snapshot=snapshot, passages_folder=folder)
+  return root
+
+
+def refused(call, *words: str) -> None:
+  """The call ends with an ArtifactError that says all of these."""
+  with pytest.raises(artifacts.ArtifactError) as caught:
+    call()
+  print(caught.value)
+  for part in words:
+    assert part in str(caught.value), part
+
+
+def fingerprint(folder: str) -> str:
+  return artifacts.read_info(folder)["fingerprint"]
+
+
+def test_index_with_another_snapshot_or_other_passages(toy, stranger):
+  own, other = toy.path("ict/indexes/00000000"), f"{stranger}/indexes/00000000"
+  snapshot, foreign = toy.path("ict/snapshots/00000000"), f"{stranger}/snapshots/00000000"
+  folder = toy.config().passages
+  refused(lambda: retrieval.load(own, passages=folder, snapshot=foreign),
+          f"was made from snapshot {fingerprint(snapshot)}", f"wanted {fingerprint(foreign)}")
+  refused(lambda: retrieval.load(other, passages=folder, snapshot=foreign),
+          f"was made from passages {fingerprint(stranger + '/passages')}", f"wanted {fingerprint(folder)}")
+  refused(lambda: retrieval.load(snapshot, passages=folder, snapshot=snapshot), "holds snapshot, wanted index")
+  assert retrieval.load(own, passages=folder, snapshot=snapshot).searcher.num_rows == 32
+
+
+def test_spans_and_warm_start_of_another_vocabulary(toy, stranger, tmp_path):
+  config = toy.config(passages=f"{stranger}/passages", retriever__passage_length=40)
+  got, wanted = Tokenizer(toy.config().passages).fingerprint, Tokenizer(config.passages).fingerprint
+  words = (f"was made with vocabulary {got}", f"this run has {wanted}")
+  table, tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
+  refused(lambda: pretrain.Batches(config, table, tokenizer), "spans", *words)
+  reader = settings.new_masked_reader(toy.config(), settings.tokenizer(toy.config().passages))
+  snapshots.publish(str(tmp_path / "snapshots"), 1, {"reader": reader}, tokenizer=settings.tokenizer(toy.config().passages), made_by="test")
+  config.mlm.update(steps=1, workdir=str(tmp_path))
+  for make in (settings.new_masked_reader, settings.new_retriever):
+    refused(lambda: make(config, tokenizer), "snapshot", *words)
+
+
+def test_retriever_to_start_from_is_missing(toy, tmp_path):
+  refused(lambda: pretrain.first_index(toy.config(realm__init=str(tmp_path / "nothing"))), "no snapshot in", "run realm_tf.pretrain_ict first")
+  config = toy.config()
+  config.mlm.update(steps=1, workdir=str(tmp_path / "nothing"))
+  refused(lambda: settings.new_retriever(config, Tokenizer(config.passages)), "run realm_tf.pretrain_mlm first, or set mlm.steps to 0")
+
+
+# --------------------------------------------------------------------------------------------------------- candidates
+
+
+class Given:
+  """Stands in for an IndexedRetriever: the same numbers for every query."""
+
+  def __init__(self, rows):
+    self.rows = np.array(rows, np.int32)
+
+  def search(self, query_ids, num):
+    return retrieval.Found(self.rows[:, :num], np.zeros([len(self.rows), num], np.float32))
+
+
+@pytest.mark.parametrize("num, own, null, wanted", [
+    (3, [5, 9], True, [[-1, 3, 4], [-1, 5, 3]]),
+    (3, [5, 9], False, [[3, 4, 6], [5, 3, 4]]),
+    (3, None, True, [[-1, 5, 3], [-1, 5, 3]]),
+    (1, [5, 9], True, [[-1], [-1]]),
+    (2, [-1, 5], False, [[5, 3], [3, 4]]),
+])
+def test_candidates(num, own, null, wanted):
+  got = retrieval.candidates(Given([[5, 3, 4, 6]] * 2), np.zeros([2, 4], np.int32), num=num, null=null,
+                             own_passages=None if own is None else np.array(own))
+  print(got.tolist())
+  assert got.dtype == np.int32 and got.tolist() == wanted
+
+
+def test_candidates_where_scann_finds_too_few():
+  """What is missing counts as the null passage, also for sentences that stand in no passage of the corpus."""
+  got = retrieval.candidates(Given([[5, index.MISSING, index.MISSING, index.MISSING], [5, 3, 4, 6]]), np.zeros([2, 4], np.int32), num=4,
+                             null=True, own_passages=np.array([examples.NULL_PASSAGE, 3]))
+  assert got.tolist() == [[-1, 5, -1, -1], [-1, 5, 4, 6]]

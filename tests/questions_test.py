@@ -1,0 +1,158 @@
+"""Whatever people put into a file of questions: counted, told, and never fatal while one line is usable."""
+
+import json
+
+import numpy as np
+import pytest
+
+from realm_tf import artifacts, bm25, finetune, passages, questions, retrieval
+from realm_tf.models.span_reader import SpanReader
+from realm_tf.questions import Question
+from realm_tf.tokenization import Tokenizer
+
+LONG = "where is the long question about Armos? " * 250  # 10,000 characters
+
+
+def write(path, *lines) -> str:
+  path.write_bytes(b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines))
+  return str(path)
+
+
+def test_bad_lines_are_counted_by_reason(tmp_path, capfd):
+  assert len(LONG) == 10_000
+  path = write(
+      tmp_path / "q.jsonl",
+      {"question": "who?", "answer": ["a", "", " "]},  # 1
+      {"question": "", "answer": ["a"]},
+      {"question": "  \t", "answer": ["a"]},
+      {"question": 7, "answer": ["a"]},  # 4
+      {"answer": ["a"]},
+      {"question": ["who?"], "answer": ["a"]},
+      b'{"question": "wh',  # 7
+      b'{"question": "\xff\xfe", "answer": ["a"]}',
+      b"[1, 2]",  # 9
+      b'"text"',
+      {"question": "who?", "answer": []},  # 11
+      {"question": "who?", "answer": [" "]},
+      {"question": "who?"},
+      {"question": "who?", "answer": [1]},  # 14
+      {"question": "who?", "answer": {"a": 1}},
+      {"question": "who?", "answer": None},
+      b"",
+      b"   ",
+      {"question": LONG, "answer": "one"},  # 19
+      {"question": "wer ist Rön? 東", "answer": ["Rön"], "title": "more"},
+  )
+  rows = questions.read_questions(path)
+  told = capfd.readouterr().err
+  print(told)
+  assert rows == [Question("who?", ["a"]), Question(LONG, ["one"]), Question("wer ist Rön? 東", ["Rön"])]
+  assert told.splitlines() == [f"{path}: {words}" for words in (
+      "2 lines left out, the question is empty (first: line 2)",
+      "3 lines left out, the question is not text (first: line 4)",
+      "2 lines left out, the line is not JSON in UTF-8 (first: line 7)",
+      "2 lines left out, the line is not an object (first: line 9)",
+      "3 lines left out, there is no answer (first: line 11)",
+      "3 lines left out, the answer is not a list of text (first: line 14)")]
+
+
+def test_answers_may_be_unknown(tmp_path):
+  path = write(tmp_path / "q.jsonl", {"question": "who?"}, {"question": "what?", "answer": ["x"]})
+  assert [row.answers for row in questions.read_questions(path, need_answers=False)] == [[], ["x"]]
+
+
+@pytest.mark.parametrize("lines", [[], [b"", b"  "], [b"{"], [{"question": "", "answer": ["a"]}]])
+def test_none_usable(lines, tmp_path):
+  path = write(tmp_path / "q.jsonl", *lines)
+  with pytest.raises(artifacts.UserError, match='q.jsonl.* has no usable line; wanted lines of {"question"') as caught:
+    questions.read_questions(path)
+  print(caught.value)
+
+
+def test_missing_file(tmp_path):
+  for read, form in ((questions.read_questions, '"question"'), (questions.read_clozes, '"span"')):
+    with pytest.raises(artifacts.UserError, match=f"no file .*nothing.jsonl.*; wanted lines of .*{form}"):
+      read(str(tmp_path / "nothing.jsonl"))
+
+
+def test_clozes(tmp_path, capfd):
+  text = "Der Rön wohnt in Köln."
+  path = write(
+      tmp_path / "c.jsonl", {"text": text, "span": [17, 21], "answer": ["Köln"]}, {"text": text, "span": [17, 99], "answer": ["x"]},
+      {"text": text, "span": [5, 5], "answer": ["x"]}, {"text": text, "span": [-1, 5], "answer": ["x"]}, {"text": text, "answer": ["x"]},
+      {"text": text, "span": ["a", "b"], "answer": ["x"]}, {"text": text, "span": [0.5, 1.5], "answer": ["x"]},
+      {"text": text, "span": [1, 2]},
+      {"text": text, "span": [1, 2], "answer": [3]}, b"\xff")
+  (row,) = questions.read_clozes(path)
+  told = capfd.readouterr().err
+  print(row, told)
+  assert row.text.encode()[slice(*row.span)].decode() == "Köln"  # bytes, although the file counts characters
+  assert told.splitlines() == [f"{path}: {words}" for words in (
+      "3 lines left out, the span is not inside the text (first: line 2)",
+      "2 lines left out, text, span or answer is missing (first: line 5)",
+      "3 lines left out, the span is not two integers, or the answer not a list of text (first: line 6)",
+      "1 lines left out, the line is not JSON in UTF-8 (first: line 10)")]
+
+
+def test_masked_clozes_mask_just_the_answer(toy):
+  tokenizer = Tokenizer(toy.config().passages)
+  for row in questions.read_clozes(toy.path("corpus/clozes.test.jsonl")):
+    masked = questions.masked_clozes([row], tokenizer=tokenizer, max_masks=9)
+    left, answer, right = (part.decode() for part in np.split(np.frombuffer(row.text.encode(), "S1"), row.span) for part in [part.tobytes()])
+    ids = tokenizer([left, answer, right]).to_list()
+    assert masked.ids[0].tolist() == ids[0] + [tokenizer.mask_id] * len(ids[1]) + ids[2], row
+    assert masked.targets[0][masked.target_mask[0] > 0].tolist() == ids[1]
+    assert answer in row.answers
+
+
+def test_split_by_title(tmp_path):
+  lines = [{"question": f"q{n}", "answer": ["a"], "title": f"title {n % 40}"} for n in range(200)]
+  source, parts = write(tmp_path / "q.jsonl", *lines), [str(tmp_path / "out" / name) for name in ("train.jsonl", "test.jsonl")]
+  counts = questions.split_by_title(source, train=parts[0], test=parts[1], test_share=0.3)
+  got = [[json.loads(line) for line in open(part)] for part in parts]
+  titles = [{row["title"] for row in rows} for rows in got]
+  print(counts, [len(part) for part in titles])
+  assert counts == {parts[0]: len(got[0]), parts[1]: len(got[1])} and not titles[0] & titles[1]
+  assert sorted(map(str, got[0] + got[1])) == sorted(map(str, lines)) and 4 <= len(titles[1]) <= 20
+  questions.split_by_title(write(tmp_path / "fewer.jsonl", *lines[:120]), train=parts[0], test=parts[1], test_share=0.3)
+  assert {json.loads(line)["title"] for line in open(parts[1])} == titles[1], "a title's part hangs on nothing else"
+  with pytest.raises(artifacts.UserError, match=":2 has no title"):
+    questions.split_by_title(write(tmp_path / "none.jsonl", lines[0], {"question": "q"}), train=parts[0], test=parts[1])
+  with pytest.raises(artifacts.UserError, match="too few titles to split"):
+    questions.split_by_title(write(tmp_path / "one.jsonl", lines[0]), train=parts[0], test=parts[1])
+
+
+@pytest.fixture(scope="module")
+def first_index(toy) -> retrieval.IndexedRetriever:
+  return retrieval.load(toy.path("ict/indexes/00000000"), passages=toy.config().passages, snapshot=toy.path("ict/snapshots/00000000"))
+
+
+def test_long_and_strange_questions_are_retrieved_for_and_answered(toy, first_index):
+  """Through packing, both searchers, reading and the choice of an answer."""
+  from realm_tf import evaluate, index
+
+  config = toy.config()
+  table, tokenizer = passages.load(config.passages), Tokenizer(config.passages)
+  rows = [Question(text, ["Lorwash"]) for text in (LONG, "x" * 10_000, "?", "東京はどこ", "\u0000\u200b", "where is Armos?")]
+  query_ids = questions.packed_questions(rows, tokenizer=tokenizer, length=24)
+  assert query_ids.shape == (6, 24) and (query_ids[0] != 0).all() and query_ids[0, -1] == tokenizer.sep_id
+  np.testing.assert_array_equal(query_ids[0, :-1], questions.packed_questions(
+      [Question(LONG[:400], [])], tokenizer=tokenizer, length=24)[0, :-1])  # cut, not otherwise changed
+  architecture = first_index.retriever.get_config()["architecture"]
+  reader = SpanReader(architecture=architecture, query_length=24, length=64, max_span=5, span_dim=8)
+  sparse = bm25.Bm25Searcher(table)
+  for name, search, embeddings in (
+      ("dense", lambda ids, texts: first_index.search(ids, 8), index.read_embeddings(first_index.folder, num_rows=len(table))),
+      ("bm25", lambda ids, texts: sparse.search(texts, 8), None)):
+    data = finetune.QaExamples(rows, table, tokenizer=tokenizer, search=search, embeddings=embeddings, reader=reader, num_read=2)
+    inputs, numbers = data.inputs(np.arange(6))
+    model = finetune.OpenQaModel(None if embeddings is None else first_index.retriever.query_tower, reader, sep_id=tokenizer.sep_id)
+    outputs = model.predict_on_batch(inputs)
+    assert np.isfinite(outputs["span_scores"]).all() and numbers.shape == (6, 8)
+    for i in range(6):
+      answer = evaluate.best_answer(
+          outputs["span_scores"][i], outputs["span_mask"][i], inputs["reader_ids"][i], inputs["reader_segments"][i], numbers[i],
+          outputs["beam_scores"][i], table, continues=tokenizer.continues)
+      print(f"{name}: {rows[i].text[:20]!r} → {answer.text!r} from passage {answer.read_from}")
+      assert answer.text and answer.read_from in numbers[i, :2]
+      assert table.texts[answer.read_from].encode()[slice(*answer.byte_span)].decode() == answer.text

@@ -1,0 +1,230 @@
+"""realm_tf/training.py: the optimizer against NumPy, and runs that were stopped, killed or went wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from realm_tf import artifacts, examples, passages, progress, settings, snapshots, training
+from realm_tf.pretrain_ict import IctModel
+from tests.conftest import REPOSITORY
+from tests.embed_passages_test import wait_until
+
+# --------------------------------------------------------------------------------------------------------- optimizer
+
+
+def rate_by_hand(step: int, *, peak: float, steps: int, warmup: int) -> float:
+  """The learning rate of 1-based `step`: up to the peak at `warmup`, then straight down to 0 after the last."""
+  return peak * step / warmup if step <= warmup else peak * (steps + 1 - step) / (steps + 1 - warmup)
+
+
+@pytest.mark.parametrize("steps, warmup", [(5, 1), (40, 4), (990, 99), (1000, 100), (1500, 150), (200_000, 10_000)])
+def test_schedule(steps, warmup):
+  schedule = training.bert_optimizer(learning_rate=3e-3, steps=steps)._learning_rate
+  at = sorted({1, 2, warmup - 1, warmup, warmup + 1, steps // 2, steps - 1, steps} - {0})
+  got = [float(schedule(step - 1)) for step in at]
+  wanted = [rate_by_hand(step, peak=3e-3, steps=steps, warmup=warmup) for step in at]
+  print(dict(zip(at, got)))
+  np.testing.assert_allclose(got, wanted, rtol=1e-4)
+  assert max(got) == pytest.approx(3e-3) and float(schedule(0)) > 0 and float(schedule(steps)) == 0 == float(schedule(steps + 5))
+  again = training.LinearWarmupDecay(**schedule.get_config())
+  assert float(again(1)) == float(schedule(1))
+
+
+def test_adamw_against_numpy():
+  """Decay on kernels only, gradients clipped by their global norm, and a slower rate for some variables."""
+  rng = np.random.default_rng(0)
+  variables = [keras.Variable(rng.normal(size=shape), name=name, dtype="float32")
+               for name, shape in (("kernel", (3, 2)), ("bias", (2,)), ("embeddings", (4, 2)), ("gamma", (2,)), ("beta", (2,)))]
+  slow = [variables[1], variables[2]]
+  optimizer = training.bert_optimizer(learning_rate=0.1, steps=40, slow=slow, slow_factor=0.25)
+  values = [np.array(variable, np.float64) for variable in variables]
+  first, second = [np.zeros_like(value) for value in values], [np.zeros_like(value) for value in values]
+  optimizer.build(variables)
+  for step in range(1, 8):
+    gradients = [rng.normal(size=value.shape, scale=0.05 if step % 2 else 3.0) for value in values]
+    norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+    assert (norm < 1) == bool(step % 2), "some steps are clipped, others not"
+    rate = rate_by_hand(step, peak=0.1, steps=40, warmup=4)
+    for i, gradient in enumerate(gradients):
+      gradient = gradient / max(norm, 1.0)
+      if variables[i].name in ("kernel", "embeddings"):
+        values[i] -= 0.01 * rate * values[i]
+      first[i] = 0.9 * first[i] + 0.1 * gradient
+      second[i] = 0.999 * second[i] + 0.001 * gradient**2
+      update = first[i] / (1 - 0.9**step) / (np.sqrt(second[i] / (1 - 0.999**step)) + 1e-6 / np.sqrt(1 - 0.999**step))
+      values[i] -= rate * update * (0.25 if i in (1, 2) else 1.0)
+    optimizer.apply([ops.convert_to_tensor(gradient, "float32") for gradient in gradients])
+    for variable, value in zip(variables, values):
+      np.testing.assert_allclose(variable, value, rtol=2e-4, atol=2e-5, err_msg=f"{variable.name} at step {step}")
+  print({variable.name: f"{np.abs(np.array(variable) - value).max():.1e}" for variable, value in zip(variables, values)})
+
+
+def test_one_step_moves_slow_variables_by_the_factor():
+  fast, slow = (keras.Variable(np.zeros(3, np.float32), name="bias") for _ in range(2))
+  optimizer = training.bert_optimizer(learning_rate=0.1, steps=40, slow=[slow], slow_factor=0.3)
+  optimizer.build([fast, slow])
+  optimizer.apply([ops.convert_to_tensor(np.array([0.1, -0.2, 0.3], np.float32))] * 2)
+  print(np.array(fast), np.array(slow))
+  np.testing.assert_allclose(slow, 0.3 * np.array(fast), rtol=1e-6)
+  np.testing.assert_allclose(np.abs(fast), 0.1 / 4, rtol=1e-3)
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+class Line(keras.Model):
+  """Learns the mean of its inputs."""
+
+  def __init__(self):
+    super().__init__()
+    self.bias = self.add_weight(shape=(2,), initializer="zeros", name="bias")
+    self.built = True
+
+  def call(self, inputs, training=False):
+    return inputs["x"] - self.bias
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    return ops.mean(y_pred**2)
+
+
+def train_line(workdir, batches, *, model: keras.Model | None = None, steps: int = 8, log_every: int = 2, checkpoint_every: int = 4, **more):
+  model = model or Line()
+  training.train(
+      model, batches, workdir=str(workdir), steps=steps, log_every=log_every, checkpoint_every=checkpoint_every,
+      optimizer=training.bert_optimizer(learning_rate=0.1, steps=steps), batch_size=3, **more)
+  return model
+
+
+def line_batch(step: int) -> dict[str, np.ndarray]:
+  return {"x": np.random.default_rng(step).normal(size=[3, 2]).astype(np.float32) + 5}
+
+
+def losses_of(workdir) -> dict[int, float]:
+  rows = [json.loads(line) for line in open(os.path.join(workdir, "metrics.jsonl"))]
+  assert len({row["step"] for row in rows}) == len(rows)
+  return {row["step"]: row["loss"] for row in rows}
+
+
+class Stop(Exception):
+  pass
+
+
+def stopping_at(step: int, batches):
+  def stopped(at: int):
+    if at == step:
+      raise Stop
+    return batches(at)
+  return stopped
+
+
+def test_batches_are_asked_once_each_and_finished_runs_do_nothing(tmp_path):
+  asked = []
+  train_line(tmp_path, lambda step: asked.append(step) or line_batch(step), extra_metrics=lambda: {"extra": len(asked)})
+  rows = progress.read_metrics(str(tmp_path))
+  print(asked, rows[-1])
+  assert asked == list(range(8)) and [row["step"] for row in rows] == [2, 4, 6, 8]
+  assert all(row["secs"] > 0 and row["extra"] > 0 for row in rows)
+  np.testing.assert_allclose([row["examples_per_sec"] for row in rows], [6 / row["secs"] for row in rows], rtol=1e-6)
+  assert [artifacts.step_of(folder) for folder in artifacts.complete_folders(str(tmp_path / "checkpoints"))] == [4, 8]
+  before = progress.read_metrics(str(tmp_path))
+  train_line(tmp_path, stopping_at(0, line_batch))  # asks for no batch
+  assert progress.read_metrics(str(tmp_path)) == before
+
+
+def test_loss_of_a_row_is_the_mean_of_its_steps(tmp_path):
+  values = [1.0, 3.0, 10.0, 20.0]
+
+  class Given(Line):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+      return ops.mean(x["x"]) + 0 * ops.sum(self.bias)
+
+  train_line(tmp_path, lambda step: {"x": np.full([3, 2], values[step], np.float32)}, model=Given(), steps=4)
+  assert losses_of(tmp_path) == {2: 2.0, 4: 15.0}
+
+
+def ict_run(toy, workdir: str, stop_at: int | None = None):
+  """Eight steps of ICT on the toy corpus, or fewer."""
+  config = toy.config()
+  table, tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
+  keras.utils.set_random_seed(1)
+  retriever = settings.new_retriever(config, tokenizer)
+  data = examples.IctExamples(table, tokenizer=tokenizer, query_length=24, passage_length=44)
+  batches = lambda step: data.batch(step, batch_size=4, seed=0)
+  training.train(
+      IctModel(retriever), batches if stop_at is None else stopping_at(stop_at, batches), workdir=workdir, steps=8, log_every=2,
+      checkpoint_every=4, batch_size=4, optimizer=training.bert_optimizer(learning_rate=1e-2, steps=8))
+  return retriever
+
+
+def test_stopped_and_resumed_equals_uninterrupted(toy, tmp_path, capfd):
+  whole = ict_run(toy, str(tmp_path / "whole"))
+  with pytest.raises(Stop):  # as it was raised, not as what tf.data makes of it
+    ict_run(toy, str(tmp_path / "stopped"), stop_at=7)  # after the row of step 6, which is past the last checkpoint
+  left = losses_of(tmp_path / "stopped")
+  assert max(left) == 6 and artifacts.latest(str(tmp_path / "stopped/checkpoints")).endswith("/00000004")
+  resumed = ict_run(toy, str(tmp_path / "stopped"))
+  assert "going on from step 4 of 8" in capfd.readouterr().err
+  for got, wanted in zip(resumed.weights, whole.weights, strict=True):
+    np.testing.assert_array_equal(got, wanted, err_msg=wanted.path)
+  print(losses_of(tmp_path / "whole"), losses_of(tmp_path / "stopped"))
+  assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "stopped")
+  assert {step: left[step] for step in (2, 4)} == {step: losses_of(tmp_path / "whole")[step] for step in (2, 4)}
+
+
+def test_killed_process_goes_on(toy, tmp_path):
+  workdir = str(tmp_path / "ict")
+  command = [sys.executable, "-m", "realm_tf.pretrain_ict", f"--config={toy.config_path}", f"--workdir={workdir}",
+             "--config.ict.steps=60", "--config.ict.log_every=2", "--config.ict.checkpoint_every=10"]
+  trainer = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+  wait_until(lambda: len(progress.read_metrics(workdir)) >= 7 and artifacts.latest(os.path.join(workdir, "checkpoints")), "7 rows")
+  trainer.send_signal(signal.SIGKILL)
+  trainer.wait()
+  before = {row["step"]: row["loss"] for row in progress.read_metrics(workdir)}
+  kept = artifacts.step_of(artifacts.latest(os.path.join(workdir, "checkpoints")))
+  assert 10 <= kept <= max(before) < 60 and not os.path.exists(os.path.join(workdir, "snapshots"))
+  done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+  rows = losses_of(workdir)
+  print(f"killed at step {max(before)} with checkpoint {kept}; {done.stdout.splitlines()[-1]}")
+  assert done.returncode == 0 and f"going on from step {kept} of 60" in done.stderr, done.stderr
+  assert list(rows) == list(range(2, 61, 2))
+  assert {step: rows[step] for step in before if step <= kept} == {step: before[step] for step in before if step <= kept}
+  np.testing.assert_allclose([rows[step] for step in before], list(before.values()), rtol=1e-3)  # the steps done again, too
+  assert snapshots.load_retriever(artifacts.step_folder(os.path.join(workdir, "snapshots"), 60)).dim == 8
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_loss_that_is_not_finite_stops_with_the_step(bad, tmp_path):
+  def batches(step):
+    return {"x": line_batch(step)["x"] * (bad if step == 6 else 1)}
+
+  with pytest.raises(training.TrainingError, match=f"the loss is {bad} at step 7; lower the learning rate") as caught:
+    train_line(tmp_path, batches, steps=12)
+  print(caught.value)
+  assert list(losses_of(tmp_path)) == [2, 4, 6]
+  assert artifacts.latest(str(tmp_path / "checkpoints")).endswith("/00000004"), "nothing after the bad step is kept"
+
+
+def test_log_every_must_divide(tmp_path):
+  for numbers in (dict(steps=9), dict(checkpoint_every=5)):
+    with pytest.raises(training.TrainingError, match="must be multiples of log_every, 2"):
+      train_line(tmp_path, line_batch, **numbers)
+
+
+def test_half_written_last_row_survives(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 2, "loss": 1.5}\n{"step": 4, "loss": 1.25}\n{"step": 6, "lo')
+  assert [row["step"] for row in progress.read_metrics(str(tmp_path))] == [2, 4]
+  log = progress.MetricsLog(str(tmp_path), start_step=4)
+  log.write(6, {"loss": np.float32(0.5)})
+  assert [json.loads(line) for line in path.read_text().splitlines()] == [
+      {"step": 2, "loss": 1.5}, {"step": 4, "loss": 1.25}, {"step": 6, "loss": 0.5}]
+  progress.MetricsLog(str(tmp_path), start_step=2)  # resumed from an earlier checkpoint: later rows will be written again
+  assert [row["step"] for row in progress.read_metrics(str(tmp_path))] == [2]
+  assert progress.read_metrics(str(tmp_path / "nothing")) == []
