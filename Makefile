@@ -11,7 +11,7 @@ quickstart: $(ENVIRONMENT)  ## the whole of REALM on the built-in corpus, below 
 	$(PYTHON) -m realm_tf.pipeline --config=configs/quickstart.py
 
 test: $(ENVIRONMENT)
-	$(PYTHON) -m pytest -q --durations=10
+	$(PYTHON) -m pytest -q --durations=10 --numprocesses=2 --dist=loadfile
 
 clean:  ## environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache

@@ -21,6 +21,7 @@ def get_config():
       num_entities=1000,  # of the built-in corpus, four facts each; a multiple of 8
       knowledge=run + "/corpus/knowledge",  # Z's articles: files, folders and globs, separated by commas
       pretraining=run + "/corpus/pretraining",  # X's articles; "" where X is Z
+      questions="",  # a file of questions with titles to split by title into finetune.questions and evaluate.questions
       format="auto",  # or "wikiextractor", "jsonl", "text"
       vocab="",  # a BERT vocab.txt; "" to learn one from Z and X
       vocab_size=4000,  # most word pieces of a learned vocabulary

@@ -95,6 +95,10 @@ def _corpus(config) -> list[Stage]:
     vocabulary = (f"--vocab_size={corpus.vocab_size}", *([f"--vocab_input={corpus.pretraining}"] if corpus.pretraining else []))
   found += [passages("passages", corpus.knowledge, config.passages, vocabulary),
             spans("spans", config.passages, config.knowledge_spans)]
+  if corpus.questions:
+    train, test = config.finetune.questions, config.evaluate.questions
+    found.append(Stage("questions", ("realm_tf.questions", f"--input={corpus.questions}", f"--train={train}", f"--test={test}"),
+                       inputs=(corpus.questions,), outputs=(train, test), folder=train))
   if corpus.pretraining:
     texts = os.path.join(config.run_dir, "passages-pretraining")
     found += [passages("pretraining passages", corpus.pretraining, texts, (f"--vocab={config.passages}",)),
@@ -378,8 +382,8 @@ def describe(answer: Mapping, *, bold: bool) -> str:
 def show(summary: Mapping, run_dir: str) -> None:
   """Prints the summary."""
   secs = summary["wall_secs"]
-  print(f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes went on beside {summary['steps_during_refreshes']} training "
-        f"steps; the index was at most {summary['max_staleness_steps']} steps old.")
+  print(f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes went on beside {summary['steps_during_refreshes']} "
+        f"training steps; the index was at most {summary['max_staleness_steps']} steps old.")
   print(f"{sum(secs.values()) / 60:.1f} minutes, most in: " + ", ".join(
       f"{name} {secs[name]:.0f} s" for name in sorted(secs, key=secs.get, reverse=True)[:4]))
   for answer in summary["answers"]:

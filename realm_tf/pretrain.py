@@ -189,8 +189,10 @@ class RefreshCallback(keras.callbacks.Callback):
     return folder
 
   def metrics(self) -> dict[str, float]:
-    """For metrics.jsonl."""
-    return {**self.counts, "index_step": self.swapper.current.step, **self.recall}
+    """For metrics.jsonl: the counts, and of the index in use its step, its recall and what its refresh took."""
+    info = artifacts.read_info(self.swapper.current.folder) if artifacts.is_complete(self.swapper.current.folder) else {}
+    took = {name: info[name] for name in ("refresh_secs", "passages_per_sec") if name in info}
+    return {**self.counts, "index_step": self.swapper.current.step, **took, **self.recall}
 
 
 def first_index(config) -> retrieval.IndexedRetriever:
@@ -213,7 +215,8 @@ def make_index(config, *, snapshots_root: str, indexes: str) -> None:
   """
   done = subprocess.run(
       [sys.executable, "-m", "beam_jobs.refresh_index", f"--snapshots={snapshots_root}", f"--passages={config.passages}",
-       f"--indexes={indexes}", f"--searcher={config.searcher}", *config.refresh.job_args], check=False)
+       f"--indexes={indexes}", f"--searcher={config.searcher}", f"--parent_pid={os.getpid()}", *config.refresh.job_args],
+      check=False, start_new_session=True)  # a group of its own: it ends with this process, however that ends
   if done.returncode:
     raise artifacts.UserError(f"the refresh job ended with code {done.returncode}; its own words stand above.")
 

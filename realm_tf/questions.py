@@ -135,8 +135,11 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
   """
   parts = {train: [], test: []}
   for number, line in enumerate(artifacts.read_text(source).splitlines(), 1):
-    title = json.loads(line).get("title")
-    if not title:
+    try:
+      title = json.loads(line)["title"]
+    except (ValueError, TypeError, KeyError):
+      title = None
+    if not isinstance(title, str):
       raise artifacts.UserError(f"{source}:{number} has no title; wanted {{\"question\", \"answer\", \"title\"}} on every line.")
     bucket = int(hashlib.sha1(title.encode()).hexdigest(), 16) % 1000
     parts[test if bucket < 1000 * test_share else train].append(line)

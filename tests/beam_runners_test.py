@@ -1,6 +1,9 @@
 """Every job gives the same on every runner: in this process, with two worker processes, through a portable job service."""
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -9,7 +12,7 @@ import pytest
 
 from realm_tf import artifacts, index, passages
 from tests.conftest import REPOSITORY
-from tests.embed_passages_test import background, free_port, is_listening, wait_until
+from tests.embed_passages_test import wait_until
 
 
 @pytest.fixture(scope="module", params=["two worker processes", "portable job service"])
@@ -56,3 +59,30 @@ def files_of(folder: str) -> dict[str, bytes]:
     with open(path, "rb") as file:
       found[os.path.basename(path)] = file.read()
   return found
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+@contextlib.contextmanager
+def background(module: str, *args: str):
+  """A Beam service with this Python first on its PATH."""
+  path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+  service = subprocess.Popen([sys.executable, "-m", module, *args], cwd=REPOSITORY, start_new_session=True,
+                             env={**os.environ, "PATH": path, "PYTHONPATH": REPOSITORY})
+  try:
+    yield
+  finally:
+    os.killpg(service.pid, signal.SIGKILL)
+    service.wait()
+
+
+def free_port() -> int:
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    return listener.getsockname()[1]
+
+
+def is_listening(port: int) -> bool:
+  with socket.socket() as client:
+    return client.connect_ex(("localhost", port)) == 0

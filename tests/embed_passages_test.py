@@ -1,9 +1,7 @@
 """Embeddings are the passage tower's, whichever batches, workers and runners made them, however often killed."""
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -99,26 +97,6 @@ def test_next_snapshot_brings_its_own_weights(corpus, snapshot, one_by_one, tmp_
   np.testing.assert_array_equal(first, third)
 
 
-def test_two_worker_processes(corpus, snapshot, one_by_one, tmp_path):
-  embed_passages.embed(str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus,
-                       beam_args=["--direct_num_workers=2", "--direct_running_mode=multi_processing"])
-  check_close(embeddings_of(str(tmp_path / "index")), one_by_one, "two worker processes")
-
-
-def test_portable_job_service_with_external_workers(corpus, snapshot, one_by_one, tmp_path):
-  job_port, pool_port = free_port(), free_port()
-  with background("apache_beam.runners.portability.local_job_service_main", f"--port={job_port}"), \
-       background("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"):
-    for port in (job_port, pool_port):
-      wait_until(lambda: is_listening(port), f"port {port}")
-    job = run_job("--snapshot", snapshot, "--passages", corpus, "--output", str(tmp_path / "index"), "--",
-                  "--runner=PortableRunner", f"--job_endpoint=localhost:{job_port}", "--environment_type=EXTERNAL",
-                  f"--environment_config=localhost:{pool_port}")
-    assert job.wait(timeout=60) == 0
-  check_close(embeddings_of(str(tmp_path / "index")), one_by_one, "portable job service")
-  assert artifacts.read_info(str(tmp_path / "index"))["counts"]["embedded_now"] == 90
-
-
 def test_killed_job_goes_on_where_it_stopped(snapshot, tmp_path):
   corpus, output = make_passages(str(tmp_path / "passages"), num_passages=200, num_shards=50), str(tmp_path / "index")
   finished = lambda: {path: os.stat(path).st_ino for path in tmp_path.glob(".staging-index-*/embeddings-*.npy")}
@@ -150,30 +128,6 @@ def test_another_vocabulary_is_refused(snapshot, tmp_path):
 def run_job(*args: str) -> subprocess.Popen:
   """The job as people start it, in a process group of its own."""
   return subprocess.Popen([sys.executable, "-m", "beam_jobs.embed_passages", *args], cwd=REPOSITORY, start_new_session=True)
-
-
-@contextlib.contextmanager
-def background(module: str, *args: str):
-  """A Beam service with this Python first on its PATH."""
-  path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-  service = subprocess.Popen([sys.executable, "-m", module, *args], cwd=REPOSITORY, start_new_session=True,
-                             env={**os.environ, "PATH": path, "PYTHONPATH": REPOSITORY})
-  try:
-    yield
-  finally:
-    os.killpg(service.pid, signal.SIGKILL)
-    service.wait()
-
-
-def free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
-
-
-def is_listening(port: int) -> bool:
-  with socket.socket() as client:
-    return client.connect_ex(("localhost", port)) == 0
 
 
 def wait_until(condition, what: str, *, timeout_secs: float = 60) -> None:
