@@ -4,8 +4,8 @@
         --config.finetune.questions=train.jsonl --config.evaluate.questions=test.jsonl
 
 The articles are jsonl ({"title", "text"}), plain text or WikiExtractor's; the questions {"question", "answer": [..]}. Without
-questions the pipeline stops when the retriever is trained. Models of 2 layers x 64 learn from scratch on two CPU cores in about
-40 minutes; with a published BERT (encoder.preset, corpus.vocab, mlm.steps=0) and a GPU they get much better.
+questions the pipeline stops when the retriever is trained. Models of 2 layers x 64 learn from scratch on two CPU cores;
+a published BERT (encoder.preset, corpus.vocab, mlm.steps=0) starts from more.
 """
 
 from configs import quickstart

@@ -29,9 +29,7 @@ def inputs(ids: passages.Ragged, rows: np.ndarray, reader: MaskedReader, tokeniz
 def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
   """Trains the masked reader to answer from the question alone; returns the snapshot."""
   section, tokenizer = config.finetune, settings.tokenizer(config.passages)
-  snapshot = artifacts.latest(os.path.join(section.reader, "snapshots"))
-  if snapshot is None:
-    raise artifacts.ArtifactError(f"no snapshot in {section.reader!r}; run realm_tf.pretrain first.")
+  snapshot = snapshots.newest(section.reader, advice="run realm_tf.pretrain first.")
   examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   reader = snapshots.load_model(snapshot, "reader")
   ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)

@@ -23,6 +23,7 @@ from realm_tf.questions import Question
 
 RECALL_AT = (1, 5, 20, 100)
 _BATCH_SIZE = 32
+_TRAIN_FIRST = "give the workdir of a trainer that has finished."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Answerer:
   """
 
   def __init__(self, workdir: str, *, index_folder: str | None = None, passages_folder: str | None = None):
-    snapshot = newest_snapshot(workdir)
+    snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
     info = artifacts.read_info(snapshot)
     self.tokenizer, self.kind = snapshots.load_tokenizer(snapshot), info["retrieval"]
     self.reader = snapshots.load_model(snapshot, "reader")
@@ -130,13 +131,6 @@ class Answerer:
     return answers
 
 
-def newest_snapshot(workdir: str) -> str:
-  snapshot = artifacts.latest(os.path.join(workdir, "snapshots"))
-  if snapshot is None:
-    raise artifacts.ArtifactError(f"no snapshot in {workdir!r}; give the workdir of a trainer that has finished.")
-  return snapshot
-
-
 def check_index_snapshot(folder: str, wanted: Sequence[str]) -> None:
   got = artifacts.read_info(folder, kind=index.KIND)["inputs"]["snapshot"]["fingerprint"]
   if got not in wanted:
@@ -164,7 +158,7 @@ def score_answers(rows: Sequence[Question], answers: Sequence[Answer], table: pa
 def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, bm25_baseline: bool, index_folder: str | None,
                        passages_folder: str | None) -> dict[str, float]:
   """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages."""
-  snapshot = newest_snapshot(workdir)
+  snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   folder = index_folder or artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
   passages_folder = passages_folder or artifacts.read_info(folder, kind=index.KIND)["inputs"]["passages"]["path"]
   table, tokenizer = passages.load(passages_folder), settings.tokenizer(passages_folder)
@@ -207,7 +201,7 @@ def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | Non
   if (questions_path is None) == (clozes_path is None):
     raise artifacts.UserError("give either --questions or --clozes.")
   rows = questions.read_clozes(clozes_path) if clozes_path else questions.read_questions(questions_path)
-  snapshot = newest_snapshot(workdir)
+  snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   fine_tuned = artifacts.read_info(snapshot)["made_by"] == "finetune"
   if fine_tuned and not clozes_path:
     answerer = Answerer(workdir, index_folder=index_folder, passages_folder=passages_folder)

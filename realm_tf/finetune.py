@@ -156,9 +156,7 @@ def finetune(config, workdir: str) -> str:
     return closed_book.finetune(config, workdir, rows)
   table, tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
   reader = new_span_reader(config, tokenizer)
-  base = artifacts.latest(os.path.join(section.retriever, "snapshots"))
-  if base is None:
-    raise artifacts.ArtifactError(f"no snapshot in {section.retriever!r}; run realm_tf.pretrain first.")
+  base = snapshots.newest(section.retriever, advice="run realm_tf.pretrain first.")
   if section.retrieval == "bm25":
     tower, embeddings, callbacks = None, None, []
     searcher = bm25.Bm25Searcher(table)
@@ -184,9 +182,7 @@ def finetune(config, workdir: str) -> str:
 
 def new_span_reader(config, tokenizer) -> span_reader.SpanReader:
   """A span reader whose encoder is the pre-trained masked reader's."""
-  snapshot = artifacts.latest(os.path.join(config.finetune.reader, "snapshots"))
-  if snapshot is None:
-    raise artifacts.ArtifactError(f"no snapshot in {config.finetune.reader!r}; run realm_tf.pretrain first.")
+  snapshot = snapshots.newest(config.finetune.reader, advice="run realm_tf.pretrain first.")
   examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   masked = snapshots.load_model(snapshot, "reader")
   reader = span_reader.SpanReader(

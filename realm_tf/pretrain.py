@@ -198,9 +198,7 @@ class RefreshCallback(keras.callbacks.Callback):
 def first_index(config) -> retrieval.IndexedRetriever:
   """The index that training starts from: of the newest snapshot in `config.realm.init`, built if it is not there yet."""
   root, snapshot_root = (os.path.join(config.realm.init, name) for name in ("indexes", "snapshots"))
-  snapshot = artifacts.latest(snapshot_root)
-  if snapshot is None:
-    raise artifacts.ArtifactError(f"no snapshot in {snapshot_root!r}; run realm_tf.pretrain_ict first (steps=0 gives a fresh retriever).")
+  snapshot = snapshots.newest(config.realm.init, advice="run realm_tf.pretrain_ict first (steps=0 gives a fresh retriever).")
   folder = artifacts.step_folder(root, artifacts.step_of(snapshot))
   make_index(config, snapshots_root=snapshot_root, indexes=root)
   found = retrieval.load(folder, passages=config.passages, snapshot=snapshot)

@@ -46,9 +46,7 @@ def _warm_reader(config, tokenizer: Tokenizer) -> MaskedReader | None:
   """The masked reader that `realm_tf.pretrain_mlm` left in `config.mlm.workdir`; None where `config.mlm.steps` is 0."""
   if not config.mlm.steps:
     return None
-  snapshot = artifacts.latest(os.path.join(config.mlm.workdir, "snapshots"))
-  if snapshot is None:
-    raise artifacts.ArtifactError(f"no snapshot in {config.mlm.workdir!r}; run realm_tf.pretrain_mlm first, or set mlm.steps to 0.")
+  snapshot = snapshots.newest(config.mlm.workdir, advice="run realm_tf.pretrain_mlm first, or set mlm.steps to 0.")
   examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   return snapshots.load_model(snapshot, "reader")
 

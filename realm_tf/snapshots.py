@@ -43,6 +43,21 @@ def publish(root: str, step: int, models: Mapping[str, keras.Model], *, tokenize
   return folder
 
 
+def newest(workdir: str, *, advice: str) -> str:
+  """The newest snapshot of a trainer's workdir.
+
+  Args:
+    advice: what to do where there is none; ends the message.
+
+  Raises:
+    ArtifactError: there is none.
+  """
+  folder = artifacts.latest(os.path.join(workdir, "snapshots"))
+  if folder is None:
+    raise artifacts.ArtifactError(f"no snapshot in {workdir!r}; {advice}")
+  return folder
+
+
 def load_retriever(folder: str) -> Retriever:
   """The retriever of a snapshot.
 
