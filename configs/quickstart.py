@@ -24,7 +24,7 @@ def get_config():
       questions="",  # a file of questions with titles to split by title into finetune.questions and evaluate.questions
       format="auto",  # or "wikiextractor", "jsonl", "text"
       vocab="",  # a BERT vocab.txt; "" to learn one from Z and X
-      vocab_size=4000,  # most word pieces of a learned vocabulary
+      vocab_size=3000,  # most word pieces of a learned vocabulary
       max_tokens=64,  # most word pieces of a passage
       beam_args=())  # Beam's options, for the jobs
 
@@ -54,9 +54,9 @@ def get_config():
       pretraining_every=4,  # every so many steps a batch of X with the null passage, else of Z with its own passages
       log_every=100, checkpoint_every=400)
   c.ict = dict(
-      workdir=run + "/ict", steps=100, batch_size=64, learning_rate=1e-3,
+      workdir=run + "/ict", steps=50, batch_size=64, learning_rate=1e-3,
       removal_rate=0.9,  # how often the query sentence is taken out of its passage
-      log_every=50, checkpoint_every=100)
+      log_every=50, checkpoint_every=50)
   c.warmup = dict(
       steps=400, batch_size=64, learning_rate=1e-3,
       pretraining_every=2,  # every so many steps a batch of X with the first index's best passage
@@ -67,13 +67,13 @@ def get_config():
   c.realm = dict(
       workdir=run + "/realm",
       init=run + "/ict",  # snapshots/ to start the retriever from
-      steps=1600, batch_size=32, learning_rate=1e-3,
+      steps=1100, batch_size=32, learning_rate=1e-3,
       retriever_learning_rate_ratio=0.3,
       num_candidates=5,  # the null passage included
       null_passage=True,
       drop_own_passage=True,  # trivial retrievals
       per_token=False,  # marginalise each masked word piece by itself (the released code) instead of all together (the paper)
-      log_every=20, checkpoint_every=200)
+      log_every=20, checkpoint_every=220)
   c.refresh = dict(
       every_steps=100,  # a snapshot to re-embed the corpus from
       start_job=True,  # False: you run `python -m beam_jobs.refresh_index --watch` yourself
@@ -99,4 +99,7 @@ def get_config():
       clozes=run + "/corpus/clozes.test.jsonl",  # sentences with a blank, for zero-shot recall; "" for none
       systems=("closed_book", "bm25", "ict", "realm"),  # what is fine-tuned and compared
       num_answers=4)  # answered questions to show at the end
+
+  # ---- serving ----
+  c.servable = run + "/servable"  # versions of the exported system, which a model server watches; "" for none
   return c

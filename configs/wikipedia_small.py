@@ -34,21 +34,22 @@ def get_config():
       projection_dim=384, query_length=32, passage_length=128,
       pooling="mean",  # as the encoder was trained
       scale=(20 / 384) ** 0.5)  # f(x, z) is 20 times the cosine then, the encoder's own temperature
-  c.reader.update(length=160, max_masks=10)
+  c.reader.update(length=128, max_masks=10)
 
   c.mlm.steps = 0
   c.ict.update(steps=0)  # the published encoder is the warm start
-  c.warmup.update(steps=300, batch_size=16, learning_rate=2e-4, pretraining_every=1_000_000, log_every=20, checkpoint_every=100)
+  c.warmup.update(steps=200, batch_size=16, learning_rate=5e-4, pretraining_every=1_000_000, log_every=20, checkpoint_every=100)
   c.realm.update(
-      steps=500, batch_size=8, learning_rate=3e-5, retriever_learning_rate_ratio=0.3, num_candidates=4, log_every=10,
+      steps=500, batch_size=4, learning_rate=3e-5, retriever_learning_rate_ratio=0.3, num_candidates=4, log_every=10,
       checkpoint_every=50)
   c.refresh.every_steps = 100
 
   c.finetune.update(
-      steps=400, batch_size=8, learning_rate=5e-5,
-      retriever_learning_rate_ratio=0.3, beam=100, reader_length=160, max_span=10, span_dim=128, log_every=20,
+      steps=400, batch_size=4, learning_rate=5e-5,
+      retriever_learning_rate_ratio=0.3, beam=100, num_read=4, reader_length=160, max_span=10, span_dim=128, log_every=20,
       checkpoint_every=100)
   c.finetune.questions = c.get_ref("run_dir") + "/questions.train.jsonl"  # of nine tenths of the titles
   c.evaluate.questions = c.get_ref("run_dir") + "/questions.test.jsonl"  # of the others
   c.evaluate.clozes = ""
+  c.evaluate.systems = ("bm25", "ict", "realm")  # ict: the published encoder as it came
   return c

@@ -32,7 +32,7 @@ DEV_SHARE = 0.4  # of the held-out facts; the others are for test
 THREE_SYLLABLE_SHARE = 0.4
 NICKNAME_SHARE = 0.7  # of the aliases; the others are made from the name
 TEXT_ALIAS_SHARE = 0.3  # of the pre-training sentences and clozes
-QUESTION_SHARES = {"name": 0.7, "alias": 0.18, "description": 0.12}
+QUESTION_SHARES = {"name": 0.8, "alias": 0.12, "description": 0.08}
 REPEAT_NAME_SHARE = 0.1  # how often a passage's second sentence says the name again
 
 
