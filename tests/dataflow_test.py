@@ -1,0 +1,145 @@
+"""Every job goes to Dataflow as it would in the cloud; a stand-in for the service runs the pipeline that it was sent.
+
+The commands, Beam's DataflowRunner, its REST client and what it stages are the real ones; the stand-in answers the REST calls on
+localhost and runs the staged pipeline with Beam's local runner, so that the jobs' outputs can be compared.
+"""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from apache_beam.options import pipeline_options
+from apache_beam.portability import python_urns
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+
+from realm_tf import artifacts, index
+from tests.beam_runners_test import files_of
+from tests.conftest import REPOSITORY
+
+pytest.importorskip("apitools", reason="no Dataflow client: pip install -r requirements_dataflow.txt")
+
+IMAGE = "europe-docker.pkg.dev/project/realm/worker:1"
+
+
+class Service(http.server.ThreadingHTTPServer):
+  """Answers like dataflow.googleapis.com.
+
+  Attributes:
+    jobs: the requests, in order.
+    pipelines: what each of them staged.
+  """
+
+  def __init__(self, staging: str):
+    super().__init__(("localhost", 0), Calls)
+    self.staging, self.jobs, self.pipelines = staging, [], []
+
+  def run(self, job: dict) -> None:
+    """Runs what was staged, in this process instead of in the job's containers."""
+    with open(os.path.join(self.staging, "pipeline.pb"), "rb") as file:
+      pipeline = beam_runner_api_pb2.Pipeline.FromString(file.read())
+    self.jobs.append(job)
+    self.pipelines.append(beam_runner_api_pb2.Pipeline.FromString(pipeline.SerializeToString()))
+    for environment in pipeline.components.environments.values():
+      here = beam_runner_api_pb2.Environment(urn=python_urns.EMBEDDED_PYTHON, capabilities=environment.capabilities)
+      environment.CopyFrom(here)
+    fn_runner.FnApiRunner().run_via_runner_api(pipeline, pipeline_options.PipelineOptions([]))
+
+
+class Calls(http.server.BaseHTTPRequestHandler):
+  """POST .../jobs creates a job, which has ended well when the call returns; GET tells of it."""
+
+  def do_POST(self):
+    job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    self.server.run(job | {"path": self.path.partition("?")[0]})
+    self._reply({"name": job["name"]})
+
+  def do_GET(self):
+    self._reply({})
+
+  def _reply(self, more: dict) -> None:
+    job = {"id": "job-1", "projectId": "project", "location": "europe-west1", "currentState": "JOB_STATE_DONE"}
+    body = json.dumps(job | more).encode()
+    self.send_response(200)
+    self.send_header("Content-Type", "application/json")
+    self.send_header("Content-Length", str(len(body)))
+    self.end_headers()
+    self.wfile.write(body)
+
+  def log_message(self, *args):
+    pass
+
+
+@pytest.fixture
+def service(tmp_path):
+  staging = tmp_path / "staging"
+  staging.mkdir()
+  with Service(str(staging)) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def test_every_job(service, toy, tmp_path):
+  config = toy.config()
+  made, marked, indexes = str(tmp_path / "passages"), str(tmp_path / "spans"), str(tmp_path / "indexes")
+  commands = [
+      ["make_passages", f"--input={config.corpus.knowledge}", f"--output={made}", f"--vocab={config.passages}",
+       f"--max_tokens={config.corpus.max_tokens}"],
+      ["annotate_spans", f"--passages={made}", f"--output={marked}"],
+      ["refresh_index", f"--snapshots={toy.path('ict/snapshots')}", f"--passages={made}", f"--indexes={indexes}", "--nojit_compile"],
+  ]
+  for job, *arguments in commands:
+    beam = ["--runner=DataflowRunner", "--project=project", "--region=europe-west1", f"--job_name={job.replace('_', '-')}",
+            f"--sdk_container_image={IMAGE}", "--sdk_location=container",  # as in README; the rest puts localhost in Google's place
+            f"--temp_location={tmp_path / 'tmp'}", f"--staging_location={service.staging}", "--no_auth",
+            f"--dataflow_endpoint=http://localhost:{service.server_port}"]
+    done = subprocess.run([sys.executable, "-m", f"beam_jobs.{job}", *arguments, "--", *beam], cwd=REPOSITORY, capture_output=True,
+                          text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    sent, pipeline = service.jobs[-1], service.pipelines[-1]
+    assert sent["path"] == "/v1b3/projects/project/locations/europe-west1/jobs" and sent["name"] == job.replace("_", "-")
+    (pool,) = sent["environment"]["workerPools"]
+    assert [image["containerImage"] for image in pool["sdkHarnessContainerImages"]] == [IMAGE]
+    # Workers find everything in the image: no pickled main session, no package to install at their start.
+    assert not {package["name"] for package in pool["packages"]} & {"pickled_main_session", "workflow.tar.gz", "requirements.txt"}
+    steps = [one.unique_name for one in pipeline.components.transforms.values() if one.spec.urn == "beam:transform:pardo:v1"]
+    print(f"{job}: {len(pipeline.components.transforms)} transforms, {len(steps)} ParDos, such as {steps[:3]}")
+    assert len(steps) >= 2
+  assert len(service.jobs) == 3
+  for got, wanted, what in ((made, config.passages, "passages"), (marked, config.knowledge_spans, "spans")):
+    assert files_of(got) == files_of(wanted)
+    print(f"{what}: {len(files_of(got))} record files of the same bytes as in one process")
+  num_rows = artifacts.read_info(made)["counts"]["passages"]
+  got, wanted = (index.read_embeddings(folder, num_rows=num_rows)
+                 for folder in (artifacts.latest(indexes), toy.path("ict/indexes/00000000")))
+  print(f"embeddings differ by at most {np.abs(got - wanted).max():.1e}")
+  np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+def test_a_job_that_dataflow_refuses(service, toy, tmp_path, monkeypatch):
+  """One line, and no passages folder."""
+  def refuse(self):
+    body = b'{"error": {"code": 400, "message": "no such region", "status": "INVALID_ARGUMENT"}}'
+    self.send_response(400)
+    self.send_header("Content-Length", str(len(body)))
+    self.end_headers()
+    self.wfile.write(body)
+
+  monkeypatch.setattr(Calls, "do_POST", refuse)
+  output = tmp_path / "passages"
+  done = subprocess.run(
+      [sys.executable, "-m", "beam_jobs.make_passages", f"--input={toy.config().corpus.knowledge}", f"--output={output}",
+       f"--vocab={toy.config().passages}", "--", "--runner=DataflowRunner", "--project=project", "--region=europe-west1",
+       "--job_name=x", f"--sdk_container_image={IMAGE}", "--sdk_location=container", f"--temp_location={tmp_path / 'tmp'}",
+       f"--staging_location={service.staging}", "--no_auth", f"--dataflow_endpoint=http://localhost:{service.server_port}"],
+      cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+  print(done.stderr[-300:])
+  last = done.stderr.splitlines()[-1]
+  assert done.returncode == 1 and last.startswith("make_passages:") and "no such region" in last
+  assert not output.exists() and not list(tmp_path.glob(".staging-passages"))
