@@ -5,13 +5,16 @@ ifeq ($(PYTHON),.venv/bin/python)
 ENVIRONMENT = .venv/installed
 endif
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test browser clean
 
 quickstart: $(ENVIRONMENT)  ## the whole of REALM on the built-in corpus, below runs/quickstart
 	$(PYTHON) -m realm_tf.pipeline --config=configs/quickstart.py
 
 test: $(ENVIRONMENT)
 	$(PYTHON) -m pytest -q --durations=10 --numprocesses=2 --dist=loadfile
+
+browser:  ## what the web page's tests need, on Debian; without it they are skipped
+	apt-get install --yes --no-install-recommends chromium chromium-driver
 
 clean:  ## environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache

@@ -1,0 +1,94 @@
+"""TensorFlow Serving's Predict call, without TensorFlow.
+
+The official stubs (tensorflow_serving.apis) import all of TensorFlow, which takes seconds and a gigabyte for what is a short
+message. Here is the part of their .proto files that a client needs, as data: numbers and types are the wire format and the same
+as theirs. The messages live in a pool of their own, so that both can be imported in one process.
+"""
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+METHOD = "/tensorflow.serving.PredictionService/Predict"
+
+# Message → its fields: name → (number, type); "[]" marks repeated ones, a capital a message of this table.
+_MESSAGES = {
+    "Dim": {"size": (1, "int64")},
+    "TensorShape": {"dim": (2, "Dim[]")},
+    "Tensor": {"dtype": (1, "int32"), "tensor_shape": (2, "TensorShape"), "tensor_content": (4, "bytes"),
+               "float_val": (5, "float[]"), "int_val": (7, "int32[]"), "string_val": (8, "bytes[]")},
+    "NamedTensor": {"key": (1, "string"), "value": (2, "Tensor")},  # an entry of a map<string, TensorProto>
+    "Version": {"value": (1, "int64")},
+    "ModelSpec": {"name": (1, "string"), "version": (2, "Version"), "signature_name": (3, "string"),
+                  "version_label": (4, "string")},
+    "PredictRequest": {"model_spec": (1, "ModelSpec"), "inputs": (2, "NamedTensor[]")},
+    "PredictResponse": {"outputs": (1, "NamedTensor[]"), "model_spec": (2, "ModelSpec")},
+}
+# NumPy kind → number in TensorFlow's DataType, field of the values, NumPy type in tensor_content.
+_TYPES = {"f": (1, "float_val", np.dtype("<f4")), "i": (3, "int_val", np.dtype("<i4")), "U": (7, "string_val", None)}
+
+
+def _classes() -> dict[str, type]:
+  """The message classes of `_MESSAGES`."""
+  types = descriptor_pb2.FieldDescriptorProto
+  file = descriptor_pb2.FileDescriptorProto(name="serving/predict.proto", package="serving.predict", syntax="proto3")
+  for name, fields in _MESSAGES.items():
+    message = file.message_type.add(name=name)
+    for field, (number, kind) in fields.items():
+      label = types.LABEL_REPEATED if kind.endswith("[]") else types.LABEL_OPTIONAL
+      kind = kind.removesuffix("[]")
+      if kind in _MESSAGES:
+        message.field.add(name=field, number=number, label=label, type=types.TYPE_MESSAGE, type_name=f".{file.package}.{kind}")
+      else:
+        message.field.add(name=field, number=number, label=label, type=types.Type.Value(f"TYPE_{kind.upper()}"))
+  pool = descriptor_pool.DescriptorPool()
+  pool.Add(file)
+  return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}")) for name in _MESSAGES}
+
+
+_CLASSES = _classes()
+Tensor, PredictRequest, PredictResponse = _CLASSES["Tensor"], _CLASSES["PredictRequest"], _CLASSES["PredictResponse"]
+
+
+def to_tensor(values) -> Tensor:
+  """A tensor message of text, float32 or int32 values.
+
+  Raises:
+    TypeError: values of another type.
+  """
+  array = np.asarray(values)
+  if array.dtype.kind not in _TYPES:
+    raise TypeError(f"got values of {array.dtype}, wanted text, floats or integers.")
+  dtype, field, packed = _TYPES[array.dtype.kind]
+  tensor = Tensor(dtype=dtype)
+  tensor.tensor_shape.SetInParent()  # a scalar's shape is empty, not missing
+  for size in array.shape:
+    tensor.tensor_shape.dim.add(size=size)
+  flat = array.reshape(-1).tolist()
+  getattr(tensor, field).extend(flat if packed else [text.encode() for text in flat])
+  return tensor
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+  """The values of a tensor message, float32, int32, or str (as objects).
+
+  Raises:
+    ValueError: another type, or not as many values as the shape says.
+  """
+  known = {dtype: (field, packed) for dtype, field, packed in _TYPES.values()}
+  if tensor.dtype not in known:
+    raise ValueError(f"got a tensor of TensorFlow's type number {tensor.dtype}, wanted float32 (1), int32 (3) or string (7).")
+  field, packed = known[tensor.dtype]
+  values = getattr(tensor, field)
+  if packed is None:
+    flat = np.array([text.decode(errors="replace") for text in values], object)
+  elif tensor.tensor_content:
+    flat = np.frombuffer(tensor.tensor_content, packed)
+  else:
+    flat = np.array(values, packed)
+  shape = [dim.size for dim in tensor.tensor_shape.dim]
+  missing = int(np.prod(shape, dtype=np.int64)) - len(flat)
+  if missing > 0 and len(flat):
+    flat = np.pad(flat, (0, missing), mode="edge")  # TensorFlow leaves out repetitions of the last value
+  if missing < 0 or (missing > 0 and not len(flat)):
+    raise ValueError(f"got {len(flat)} values for a tensor of shape {shape}.")
+  return flat.reshape(shape)

@@ -1,0 +1,328 @@
+"""The command-line client against a gRPC server that speaks with TensorFlow Serving's official stubs."""
+
+import concurrent.futures
+import json
+import os
+import pty
+import resource
+import subprocess
+import sys
+import time
+import types
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from realm_tf import evaluate
+from realm_tf.questions import Question
+from serving import client, predict_protocol, signatures
+from tests.conftest import REPOSITORY
+
+TITLES = ["Zoë", "Čapek"]
+TEXTS = ["Zoë Müller wrote »Übermut« in Zürich, long ago.", "Karel Čapek wrote R.U.R. in Prague."]
+SPAN = (0, len("Zoë Müller".encode()))
+OTHER_SPAN = (len("Karel Čapek wrote ".encode()), len("Karel Čapek wrote R.U.R.".encode()))
+ANSWERS_TEXT = """\
+>>Zoë Müller<<   score 12.50
+    or R.U.R. (3.25)
+
+ 75.0 % ██████    Zoë   reader 4.50   <- read here
+    >>Zoë Müller<< wrote »Übermut« in Zürich, long ago.
+
+  6.2 % ▌         Čapek   reader -1.25
+    Karel Čapek wrote >>R.U.R.<< in Prague.
+"""
+FILLED_TEXT = """\
+Zoë wrote Übermut.
+
+[MASK] 1, with retrieval                without
+ 62.5 % █████     wrote                  25.0 % ██        ate
+ 12.5 % █         read                   12.5 % █         wrote
+
+p(z|x)            utility
+ 25.0 % ██          +0.00  (no passage)
+ 75.0 % ██████      +0.92  Zoë
+    Zoë Müller wrote »Übermut« in Zürich, long ago.
+"""
+
+
+def answer_outputs(questions: list[str]) -> dict:
+  """What a servable answers; to "echo X" it answers X, to "nothing" nothing."""
+  rows = len(questions)
+  repeat = lambda values, dtype: np.array([values] * rows, dtype)
+  outputs = {
+      "answer": repeat(["Zoë Müller", "R.U.R.", ""], object), "score": repeat([12.5, 3.25, signatures.NO_SCORE], np.float32),
+      "answer_rank": repeat([0, 1, -1], np.int32), "passage_number": repeat([7, 3, -1], np.int32),
+      "title": repeat([*TITLES, ""], object), "text": repeat([*TEXTS, ""], object),
+      "probability": repeat([.75, .0625, 0], np.float32),
+      "retrieval_score": repeat([8, 4.5, signatures.NO_SCORE], np.float32),
+      "reader_score": repeat([4.5, -1.25, signatures.NO_SCORE], np.float32),
+      "answer_start": repeat([SPAN[0], OTHER_SPAN[0], 0], np.int32), "answer_end": repeat([SPAN[1], OTHER_SPAN[1], 0], np.int32),
+  }
+  for row, question in enumerate(questions):
+    if question.startswith("echo "):
+      outputs["answer"][row, 0] = outputs["text"][row, 0] = question.removeprefix("echo ")
+      outputs["answer_end"][row, 0] = len(question.removeprefix("echo ").encode())
+    if question == "nothing":
+      outputs["answer"][row], outputs["answer_rank"][row], outputs["passage_number"][row] = "", -1, -1
+  return outputs
+
+
+def fill_outputs(texts: list[str]) -> dict:
+  assert len(texts) == 1
+  return {
+      "num_masks": np.array([1], np.int32), "token": np.array([[["wrote", "read"], ["", ""]]], object),
+      "token_probability": np.array([[[.625, .125], [0, 0]]], np.float32),
+      "token_without_retrieval": np.array([[["ate", "wrote"], ["", ""]]], object),
+      "token_probability_without_retrieval": np.array([[[.25, .125], [0, 0]]], np.float32),
+      "passage_number": np.array([[-1, 7]], np.int32), "title": np.array([["", "Zoë"]], object),
+      "text": np.array([["", TEXTS[0]]], object),
+      "probability": np.array([[.25, .75]], np.float32), "retrieval_utility": np.array([[0, .9163]], np.float32),
+      "filled": np.array([texts[0].replace("[MASK]", "wrote")], object),
+  }
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+  """Model "realm", versions 1 and 2 (stable), with TensorFlow Serving's own words for what is wrong."""
+
+  def __init__(self):
+    self.requests, self.unavailable, self.sleep_secs = [], 0, 0.0
+
+  def Predict(self, request, context):
+    self.requests.append(request)
+    if self.unavailable:
+      self.unavailable -= 1
+      context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+    time.sleep(self.sleep_secs)
+    spec = request.model_spec
+    if spec.name != "realm" or spec.version.value not in (0, 1, 2):
+      context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({spec.name})")
+    if spec.version_label not in ("", "stable"):
+      context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"Unrecognized servable version label: {spec.version_label}")
+    (name, tensor), = request.inputs.items()
+    assert (spec.signature_name, name) in (("answer", "question"), ("fill_mask", "text"))
+    texts = [text.decode() for text in tf.make_ndarray(tensor)]
+    outputs = answer_outputs(texts) if spec.signature_name == "answer" else fill_outputs(texts)
+    return predict_pb2.PredictResponse(outputs={name: tf.make_tensor_proto(values) for name, values in outputs.items()})
+
+
+@pytest.fixture(scope="module")
+def grpc_server():
+  service = PredictionService()
+  server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 20)])
+  prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
+  address = f"localhost:{server.add_insecure_port('localhost:0')}"
+  server.start()
+  yield service, address
+  server.stop(None)
+
+
+@pytest.fixture
+def service(grpc_server):
+  """The service, as new, and its address."""
+  grpc_server[0].__init__()
+  return grpc_server
+
+
+def run(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
+  return subprocess.run([sys.executable, "-m", "serving.client", *arguments], cwd=REPOSITORY, input=stdin, capture_output=True,
+                        text=True, encoding="utf-8", timeout=60,
+                        env={**os.environ, "COLUMNS": "100", "PYTHONUTF8": "1", **environment})
+
+
+# ============================================================================================================= protocol
+
+
+@pytest.mark.parametrize("values", [
+    ["who wrote »Übermut«?", "", "日本"], [["a", "b"], ["c", "d"], ["e", "f"]], np.float32([[1.5, -2.25, signatures.NO_SCORE]]),
+    np.int32([[[-1, 0], [2**31 - 1, -2**31]]]), np.float32(3.5), np.zeros([0, 4], np.int32)], ids=repr)
+def test_tensors_are_tensorflows(values):
+  official = tensor_pb2.TensorProto.FromString(predict_protocol.to_tensor(values).SerializeToString())
+  wanted = np.asarray(values)
+  got = tf.make_ndarray(official)
+  print(f"{wanted.dtype} {wanted.shape} → {tf.as_dtype(official.dtype).name} {got.shape}: {got.tolist()}")
+  assert got.shape == wanted.shape
+  texts = wanted.dtype.kind == "U"
+  assert got.tolist() == (np.char.encode(wanted, "utf-8") if texts else wanted).tolist()
+  assert tf.as_dtype(official.dtype) == (tf.string if texts else tf.as_dtype(wanted.dtype))
+
+  listed = tf.make_tensor_proto(values)
+  packed = tensor_pb2.TensorProto(dtype=listed.dtype, tensor_shape=listed.tensor_shape, tensor_content=wanted.tobytes())
+  for form in (official, listed, *([] if texts else [packed])):
+    back = predict_protocol.to_array(predict_protocol.Tensor.FromString(form.SerializeToString()))
+    assert back.shape == wanted.shape and back.tolist() == wanted.tolist()
+    assert back.dtype == (object if texts else wanted.dtype)
+
+
+def test_tensors_as_other_servers_fill_them():
+  """Repetitions of the last value may be left out."""
+  shape = tf.TensorShape([2, 2]).as_proto()
+  for fields, wanted in (({"dtype": 1, "float_val": [1.5, 2.5]}, [[1.5, 2.5], [2.5, 2.5]]),
+                         ({"dtype": 3, "int_val": [-7]}, [[-7, -7], [-7, -7]]),
+                         ({"dtype": 7, "string_val": [b"a", b"b", b"\xc3\xa9", b"d"]}, [["a", "b"], ["é", "d"]])):
+    official = tensor_pb2.TensorProto(tensor_shape=shape, **fields)
+    got = predict_protocol.to_array(predict_protocol.Tensor.FromString(official.SerializeToString()))
+    print(fields, got.tolist())
+    assert got.tolist() == wanted
+  for broken, words in (({"dtype": 9}, "type number 9"), ({"dtype": 3, "int_val": [1] * 5}, "5 values"),
+                        ({"dtype": 1}, "0 values")):
+    official = tensor_pb2.TensorProto(tensor_shape=shape, **broken)
+    with pytest.raises(ValueError, match=words):
+      predict_protocol.to_array(predict_protocol.Tensor.FromString(official.SerializeToString()))
+  with pytest.raises(TypeError, match="bool"):
+    predict_protocol.to_tensor([True])
+
+
+def test_requests_are_tensorflow_servings():
+  request = predict_protocol.PredictRequest()
+  request.model_spec.name, request.model_spec.signature_name, request.model_spec.version.value = "realm", "answer", 3
+  request.inputs.add(key="question", value=predict_protocol.to_tensor(["é"]))
+  official = predict_pb2.PredictRequest.FromString(request.SerializeToString())
+  print(official)
+  spec = official.model_spec
+  assert (spec.name, spec.signature_name, spec.version.value) == ("realm", "answer", 3)
+  assert tf.make_ndarray(official.inputs["question"]).tolist() == ["é".encode()]
+  assert predict_protocol.PredictRequest.FromString(official.SerializeToString()) == request
+  request.model_spec.ClearField("version")
+  request.model_spec.version_label = "stable"
+  official = predict_pb2.PredictRequest.FromString(request.SerializeToString())
+  assert official.model_spec.version_label == "stable" and official.model_spec.WhichOneof("version_choice") == "version_label"
+
+
+# ============================================================================================================== command
+
+
+def test_starts_at_once_and_without_tensorflow():
+  code = "import sys, serving.client; print([name for name in sys.modules if name.startswith(('tensorflow', 'keras', 'realm'))])"
+  loaded = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+  assert loaded == "[]"
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
+  assert "--question" in run("--help").stdout
+  after = resource.getrusage(resource.RUSAGE_CHILDREN)
+  cpu_secs = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+  print(f"--help: {cpu_secs:.2f} s of processor time")
+  assert cpu_secs < 1
+
+
+def test_question(service):
+  _, address = service
+  done = run(f"--server={address}", "--question=who wrote Übermut")
+  print(done.stdout, done.stderr)
+  assert done.returncode == 0 and done.stdout == ANSWERS_TEXT
+  assert run(f"--server={address}", "--question=nothing").stdout == "(no answer)\n"
+  assert "Čapek   reader" not in run(f"--server={address}", "--question=q", "--num_passages=0").stdout
+
+
+def test_fill(service):
+  _, address = service
+  done = run(f"--server={address}", "--fill=Zoë [MASK] Übermut.")
+  print(done.stdout, done.stderr)
+  assert done.returncode == 0 and "\n".join(line.rstrip() for line in done.stdout.split("\n")) == FILLED_TEXT
+  line = json.loads(run(f"--server={address}", "--fill=Zoë [MASK] Übermut.", "--json").stdout)
+  assert line["filled"] == "Zoë wrote Übermut." and line["tokens"] == [[["wrote", .625], ["read", .125]]]
+  assert line["candidates"][1] == {"number": 7, "title": "Zoë", "text": TEXTS[0], "probability": .75,
+                                   "retrieval_utility": pytest.approx(.9163)}
+
+
+def test_marks_on_a_terminal(service):
+  _, address = service
+  for environment, wanted in (({}, "\033[1;4mZoë Müller\033[0m wrote"), ({"NO_COLOR": "1"}, ">>Zoë Müller<< wrote")):
+    terminal, end = pty.openpty()
+    try:
+      subprocess.run([sys.executable, "-m", "serving.client", f"--server={address}", "--question=q"], cwd=REPOSITORY, stdout=end,
+                     timeout=60, check=True,
+                     env={**os.environ, "PYTHONUTF8": "1", "COLUMNS": "80", "NO_COLOR": "", **environment})
+      written = os.read(terminal, 1 << 16).decode()
+    finally:
+      os.close(terminal)
+      os.close(end)
+    print(written)
+    assert wanted in written
+
+
+def test_lines_are_broken_around_marks():
+  page = client.TextPage(5, ("<b>", "</b>"), 24)
+  got = page._wrap(client._marked("The answer is a rather long name of words, she said.", (14, 41)), indent=2)
+  print("\n".join(got))
+  assert page._finish(got) == "  The answer is <b>a</b>\n  <b>rather long name of</b>\n  <b>words</b>, she said."
+
+
+def test_control_characters_stay_away_from_the_terminal(service):
+  _, address = service
+  done = run(f"--server={address}", "--question=echo \033]0;owned\007\x9b31mred")
+  print(repr(done.stdout[:60]))
+  assert done.stdout.startswith(">> ]0;owned  31mred<<") and "\033" not in done.stdout
+
+
+def test_questions_file_gives_the_predictions_of_evaluate(service, tmp_path):
+  service, address = service
+  rows = [Question(f"echo {i} é", [f"wanted {i}"]) for i in range(69)] + [Question("nothing", ["x"])]
+  source, output = tmp_path / "q.jsonl", tmp_path / "p.jsonl"
+  source.write_text("".join(json.dumps({"question": row.text, "answer": row.answers}) + "\n\n" for row in rows))
+  done = run(f"--server={address}", f"--questions={source}", f"--output={output}", "--num_passages=1", "--version=2")
+  print(done.stdout, done.stderr)
+  assert done.returncode == 0 and "70/70 questions" in done.stderr and sorted(os.listdir(tmp_path)) == ["p.jsonl", "q.jsonl"]
+  assert [request.inputs["question"].tensor_shape.dim[0].size for request in service.requests] == [32, 32, 6]
+  lines = [json.loads(line) for line in output.read_text().splitlines()]
+  for row, line in zip(rows, lines, strict=True):
+    text, found = row.text.removeprefix("echo "), row.text != "nothing"
+    table = types.SimpleNamespace(titles=[TITLES[0]] * 8, texts=[text] * 8)
+    answer = evaluate.Answer("", float("-inf"), -1, (0, 0), np.array([], np.int32), np.array([]))
+    if found:
+      answer = evaluate.Answer(text, 12.5, 7, (0, len(text.encode())), np.array([7]), np.array([8.0]))
+    wanted = evaluate.prediction_line(row, answer, table, num_passages=1)
+    assert {name: line[name] for name in wanted if name != "passages"} | {"passages": wanted["passages"]} == wanted
+    names = ("number", "title", "text", "score")
+    assert [{name: passage[name] for name in names} for passage in line["passages"]] == wanted["passages"]
+  passage = lines[3]["passages"][0]
+  assert (passage["probability"], passage["reader_score"], passage["byte_span"]) == (.75, 4.5, [0, 4])
+  assert lines[3]["other_answers"] == [{"text": "R.U.R.", "score": 3.25, "rank": 1}]
+
+
+def test_prompt(service):
+  _, address = service
+  done = run(f"--server={address}", "--json", stdin="who?\nZoë [MASK] Übermut.\n\nnot asked\n")
+  print(done.stdout, done.stderr)
+  first, second = map(json.loads, done.stdout.splitlines())
+  assert done.returncode == 0 and first["prediction"] == "Zoë Müller" and second["filled"] == "Zoë wrote Übermut."
+  assert run(f"--server={address}", "--json", stdin="who?").stdout.count("\n") == 1  # the end of the input ends it too
+
+
+def test_waits_for_a_server_that_starts(service):
+  service, address = service
+  service.unavailable = 2
+  assert run(f"--server={address}", "--question=q", "--label=stable").returncode == 0
+  print(f"{len(service.requests)} calls")
+  assert [request.model_spec.version_label for request in service.requests] == ["stable"] * 3
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--server=localhost:1", "--question=q"], ["localhost:1: nothing answers there"]),
+    (["--model_name=other", "--question=q"], ["it has no model 'other'", "Servable not found for request: Latest(other)"]),
+    (["--version=9", "--question=q"], ["it has no model 'realm', version 9"]),
+    (["--label=canary", "--question=q"],
+     ["model 'realm', label 'canary' refused the call", "INVALID_ARGUMENT: Unrecognized servable version label: canary"]),
+    (["--questions=LONG"], ["too large", "--batch_size"]),
+    (["--question=q", "--timeout_secs=0.3"], ["no answer within 0.3 s", "--timeout_secs"]),
+    (["--questions=BAD"], ["bad.jsonl, line 2: got '[1]', wanted {\"question\": str, ..}"]),
+    (["--questions=/nowhere.jsonl"], ["/nowhere.jsonl"]),
+    (["--questions=BAD", "--question=q"], ["At most one of (question, questions, fill)"]),
+    (["--output=x", "--question=q"], ["--output goes with --questions"]),
+    (["--fill=no blank"], ["put [MASK] where"]),
+], ids=lambda value: value[-1][:30])
+def test_mistakes_end_with_a_clear_line(service, tmp_path, arguments, words):
+  service, address = service
+  service.sleep_secs = 2.0 if "--timeout_secs=0.3" in arguments else 0.0
+  (tmp_path / "bad.jsonl").write_text('{"question": "q"}\n[1]\n')
+  (tmp_path / "long.jsonl").write_text('{"question": "' + "q " * (1 << 20) + '"}\n')
+  for name in ("bad", "long"):
+    arguments = [argument.replace(name.upper(), str(tmp_path / f"{name}.jsonl")) for argument in arguments]
+  done = run(f"--server={address}", *arguments)
+  print(done.returncode, done.stderr[:600])
+  assert done.returncode == 1 and "Traceback" not in done.stderr and done.stdout == ""
+  for word in words:
+    assert word in done.stderr
