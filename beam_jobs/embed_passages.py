@@ -10,9 +10,10 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import apache_beam as beam
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -36,11 +37,15 @@ class Embedder:
     snapshot: folder.
     batch_size: passages in a batch.
     jit_compile: compile with XLA.
+    mixed_precision: compute in bfloat16; weights and embeddings stay float32.
   """
 
-  def __init__(self, snapshot: str, *, batch_size: int, jit_compile: bool):
+  def __init__(self, snapshot: str, *, batch_size: int, jit_compile: bool, mixed_precision: bool):
     self.batch_size = batch_size
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
     self.retriever = snapshots.load_retriever(snapshot)
+    keras.config.set_dtype_policy(policy)
     self.tokenizer = snapshots.load_tokenizer(snapshot)
     self._snapshot = artifacts.read_info(snapshot)["fingerprint"]
     self._embed = tf.function(lambda tokens, segments: self.retriever.embed_passages(tokens, segments), jit_compile=jit_compile)
@@ -80,11 +85,11 @@ _lock = threading.Lock()
 _embedders: dict[str, Embedder] = {}
 
 
-def _embedder(snapshot: str, batch_size: int, jit_compile: bool) -> Embedder:
-  key = artifacts.fingerprint_of(snapshots.model_config(snapshot, "retriever"), batch_size, jit_compile)
+def _embedder(snapshot: str, how: Mapping[str, int | bool]) -> Embedder:
+  key = artifacts.fingerprint_of(snapshots.model_config(snapshot, "retriever"), how)
   if key not in _embedders:
     _embedders.clear()
-    _embedders[key] = Embedder(snapshot, batch_size=batch_size, jit_compile=jit_compile)
+    _embedders[key] = Embedder(snapshot, **how)
   _embedders[key].use(snapshot)
   return _embedders[key]
 
@@ -102,11 +107,11 @@ class EmbedShard(beam.DoFn):
 
   Args:
     snapshot: folder.
-    batch_size, jit_compile: see `Embedder`.
+    how: other arguments of `Embedder`.
   """
 
-  def __init__(self, snapshot: str, *, batch_size: int, jit_compile: bool):
-    self.snapshot, self.batch_size, self.jit_compile = snapshot, batch_size, jit_compile
+  def __init__(self, snapshot: str, how: Mapping[str, int | bool]):
+    self.snapshot, self.how = snapshot, how
 
   def setup(self):
     self.counters = {name: beam.metrics.Metrics.counter("embed_passages", name) for name in _COUNTERS}
@@ -114,8 +119,8 @@ class EmbedShard(beam.DoFn):
   def process(self, shard: Shard):
     parts = []
     with _lock:
-      embedder = _embedder(self.snapshot, self.batch_size, self.jit_compile)
-      for title_ids, text_ids in _read_ids(shard.source, rows_at_once=_BATCHES_AT_ONCE * self.batch_size):
+      embedder = _embedder(self.snapshot, self.how)
+      for title_ids, text_ids in _read_ids(shard.source, rows_at_once=_BATCHES_AT_ONCE * embedder.batch_size):
         embeddings, counts = embedder(title_ids, text_ids)
         parts.append(embeddings)
         for name, count in counts.items():
@@ -135,13 +140,13 @@ def _read_ids(path: str, *, rows_at_once: int) -> Iterator[tuple[tf.RaggedTensor
 
 
 def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConfig = IndexConfig(), batch_size: int = 64,
-          jit_compile: bool = True, beam_args: Sequence[str] = ()) -> dict:
+          jit_compile: bool = True, mixed_precision: bool = False, beam_args: Sequence[str] = ()) -> dict:
   """Publishes an index: the embeddings of all passages, and ScaNN's state where the config says so.
 
   Args:
     output: the index folder to write; what an interrupted run left for it is used.
     config: of the searcher.
-    batch_size, jit_compile: see `Embedder`.
+    batch_size, jit_compile, mixed_precision: see `Embedder`.
     beam_args: Beam's options.
 
   Returns:
@@ -155,8 +160,8 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
   num_passages, started = wanted["counts"]["passages"], time.time()
   with artifacts.publish(output, kind=index.KIND, config=dataclasses.asdict(config),
                          inputs={"snapshot": snapshot, "passages": passages_folder}, resume=True) as staged:
-    counts = _run(staged.path, snapshot, passages_folder, num_passages=num_passages, batch_size=batch_size,
-                  jit_compile=jit_compile, beam_args=beam_args)
+    counts = _run(staged.path, snapshot, passages_folder, num_passages=num_passages, beam_args=beam_args,
+                  how={"batch_size": batch_size, "jit_compile": jit_compile, "mixed_precision": mixed_precision})
     embed_secs = time.time() - started
     staged.details = index.build(staged.path, config, num_rows=num_passages) | {
         "snapshot_step": artifacts.read_info(snapshot)["step"], "started": started, "embed_secs": round(embed_secs, 3),
@@ -168,7 +173,7 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
   return info
 
 
-def _run(folder: str, snapshot: str, passages_folder: str, *, num_passages: int, batch_size: int, jit_compile: bool,
+def _run(folder: str, snapshot: str, passages_folder: str, *, num_passages: int, how: Mapping[str, int | bool],
          beam_args: Sequence[str]) -> dict[str, int]:
   """Writes the embedding files that `folder` lacks; counts of those by the names of _COUNTERS."""
   sources = passages.shard_paths(passages_folder)
@@ -179,8 +184,7 @@ def _run(folder: str, snapshot: str, passages_folder: str, *, num_passages: int,
   threading.Thread(target=_show_progress, args=[folder, len(missing), to_do, ended]).start()
   try:
     with pipeline:
-      _ = (pipeline | beam.Create(missing) | beam.Reshuffle()
-           | beam.ParDo(EmbedShard(snapshot, batch_size=batch_size, jit_compile=jit_compile)))
+      _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.ParDo(EmbedShard(snapshot, how))
   finally:
     ended.set()
   found = {counter.key.metric.name: counter.result for counter in pipeline.result.metrics().query()["counters"]}
@@ -198,7 +202,7 @@ def _show_progress(folder: str, num_files: int, num_passages: int, ended: thread
 def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   embed(args.output, snapshot=args.snapshot, passages_folder=args.passages, config=IndexConfig(searcher=args.searcher),
-        batch_size=args.batch_size, jit_compile=args.jit_compile, beam_args=argv[1:])
+        batch_size=args.batch_size, jit_compile=args.jit_compile, mixed_precision=args.mixed_precision, beam_args=argv[1:])
 
 
 if __name__ == "__main__":
@@ -208,4 +212,5 @@ if __name__ == "__main__":
   flags.DEFINE_enum("searcher", "exact", ("exact", "scann"), "What the index is for; exact is the embeddings alone.")
   flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
   flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA.")
+  flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
   pipelines.start("beam_jobs.embed_passages")

@@ -111,7 +111,8 @@ def main(argv: Sequence[str]) -> None:
         config=IndexConfig(searcher=args.searcher), embed=embed)
 
   def embed(folder: str, **what) -> None:
-    embed_passages.embed(folder, **what, batch_size=args.batch_size, jit_compile=args.jit_compile, beam_args=argv[1:])
+    embed_passages.embed(folder, **what, batch_size=args.batch_size, jit_compile=args.jit_compile,
+                         mixed_precision=args.mixed_precision, beam_args=argv[1:])
 
   if args.watch:
     watch(refresh_once, snapshots=args.snapshots, poll_secs=args.poll_secs)
@@ -129,5 +130,6 @@ if __name__ == "__main__":
   flags.DEFINE_integer("keep", 2, "How many indexes to keep.", lower_bound=1)
   flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
   flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA.")
+  flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
   flags.DEFINE_integer("parent_pid", None, "The process that started this one (realm_tf.refresh); this one ends with it.")
   pipelines.start("beam_jobs.refresh_index")

@@ -43,6 +43,7 @@ def get_config():
       steps=500, batch_size=4, learning_rate=3e-5, retriever_learning_rate_ratio=0.3, num_candidates=4, log_every=10,
       checkpoint_every=50)
   c.refresh.every_steps = 100
+  c.refresh.job_args = ("--mixed_precision", "--nojit_compile")  # twice as fast, or more, on a CPU that has bfloat16
 
   c.finetune.update(
       steps=400, batch_size=4, learning_rate=5e-5,
@@ -51,5 +52,5 @@ def get_config():
   c.finetune.questions = c.get_ref("run_dir") + "/questions.train.jsonl"  # of nine tenths of the titles
   c.evaluate.questions = c.get_ref("run_dir") + "/questions.test.jsonl"  # of the others
   c.evaluate.clozes = ""
-  c.evaluate.systems = ("bm25", "ict", "realm")  # ict: the published encoder as it came
+  c.evaluate.systems = ("bm25", "realm")
   return c

@@ -78,6 +78,15 @@ def check_close(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
   np.testing.assert_allclose(got, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_mixed_precision_computes_in_bfloat16(corpus, snapshot, one_by_one, tmp_path):
+  embed_passages.embed(str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus, jit_compile=False, mixed_precision=True)
+  got = embeddings_of(str(tmp_path / "index"))
+  far = np.abs(got - one_by_one).max()
+  print(f"bfloat16 and float32 differ by at most {far:.4f}")
+  assert got.dtype == np.float32 and 1e-4 < far < 0.1
+  assert keras.config.dtype_policy().name == "float32"
+
+
 @pytest.mark.parametrize("batch_size, jit_compile", [(7, False), (64, False), (64, True)])
 def test_batches_do_not_change_embeddings(batch_size, jit_compile, corpus, snapshot, one_by_one, tmp_path):
   info = embed_passages.embed(
