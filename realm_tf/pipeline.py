@@ -1,4 +1,4 @@
-"""Every stage in order: from a corpus to a trained, fine-tuned and evaluated system, with a summary at the end.
+"""Every stage in order: from a corpus to a trained, evaluated and served system, with a summary at the end.
 
     python -m realm_tf.pipeline --config=configs/quickstart.py
 
@@ -7,6 +7,7 @@ stage that was stopped goes on where it was, so a pipeline that was killed is si
 the trainers. `--redo=ict` forgets that stage and all later ones first.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -14,10 +15,11 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import tabulate
 from absl import flags
@@ -30,6 +32,8 @@ SUMMARY = "summary.json"
 PLOT = "training.png"
 _HARMLESS = ("log_every", "checkpoint_every", "workdir")  # settings that change no result
 _SAVE_EVERY_SECS = 5.0  # how often a running stage's time is written down
+_PORT = "{port}"  # in a stage's commands: a free one
+_SERVER_STARTS_SECS = 120.0
 
 
 class PipelineError(artifacts.UserError):
@@ -47,6 +51,7 @@ class Stage:
     outputs: artifacts and files that are there when the stage is done.
     folder: what `--redo` deletes.
     sections: of the config, what the stage depends on; only trainers have any.
+    server: a second command, which runs, listening on `_PORT`, while the stage does.
   """
 
   name: str
@@ -55,6 +60,7 @@ class Stage:
   outputs: Sequence[str]
   folder: str
   sections: Sequence[str] = ()
+  server: Sequence[str] = ()
 
 
 # =========================================================================================================== the stages
@@ -64,8 +70,8 @@ def stages(config, *, config_path: str, overrides: Mapping[str, object]) -> list
   """All stages that this config asks for, in order."""
   if not config.corpus.knowledge:
     raise PipelineError("no corpus; give your articles: --config.corpus.knowledge='docs/*.jsonl' (files, folders and globs).")
-  return _corpus(config) + _pretraining(config, config_path, overrides) + _zero_shot(config) + _question_answering(
-      config, config_path, overrides)
+  return (_corpus(config) + _pretraining(config, config_path, overrides) + _zero_shot(config)
+          + _question_answering(config, config_path, overrides) + _serving(config))
 
 
 def _corpus(config) -> list[Stage]:
@@ -176,6 +182,34 @@ def _question_answering(config, config_path: str, overrides: Mapping[str, object
   return found
 
 
+def _serving(config) -> list[Stage]:
+  """The exported system, and all test questions put to a model server by a client."""
+  if not config.servable:
+    return []
+  answers = "realm" in _systems(config)
+  workdir = os.path.join(config.finetune.workdir, "realm") if answers else config.realm.workdir
+  found = [Stage("export", ("serving.export", f"--workdir={workdir}", f"--output={config.servable}"),
+                 inputs=(workdir,), outputs=(os.path.join(config.servable, "1"),), folder=config.servable)]
+  if answers:
+    output = served_predictions(config)
+    found.append(Stage(
+        "serve", ("serving.client", f"--server=localhost:{_PORT}", f"--questions={config.evaluate.questions}", f"--output={output}",
+                  "--timeout_secs=120"),
+        server=("serving.model_server", f"--model_base_path={os.path.abspath(config.servable)}", "--model_name=realm", f"--port={_PORT}"),
+        inputs=(config.servable, config.evaluate.questions), outputs=(output,), folder=output))
+  return found
+
+
+def _systems(config) -> Sequence[str]:
+  """The fine-tuned systems that are evaluated."""
+  return config.evaluate.systems if config.finetune.questions and config.evaluate.questions else ()
+
+
+def served_predictions(config) -> str:
+  """The answers to the test questions as they came from the model server."""
+  return os.path.join(config.run_dir, "predictions", "served.jsonl")
+
+
 def _snapshot(workdir: str, steps: int) -> str:
   return artifacts.step_folder(os.path.join(workdir, "snapshots"), steps)
 
@@ -227,7 +261,7 @@ class Runner:
     before = 0.0 if entry is None or entry["done"] else entry["wall_secs"]
     self.state[stage.name] = {"settings": settings_, "done": False, "wall_secs": before}
     artifacts.gfile.makedirs(os.path.dirname(stage.folder))
-    print(f"\n{title}\n$ python -m {shlex.join(stage.command)}", flush=True)
+    print(f"\n{title}", flush=True)
     code = self._call(stage)
     if code:
       raise PipelineError(
@@ -252,20 +286,20 @@ class Runner:
     entry = self.state[stage.name]
     before, started = entry["wall_secs"], time.monotonic()
     self._save()
-    bind = functools.partial(_end_with, os.getpid()) if sys.platform == "linux" else None
-    process = subprocess.Popen([sys.executable, "-m", *stage.command], preexec_fn=bind)
-    try:
-      while True:
-        try:
-          return process.wait(_SAVE_EVERY_SECS)
-        except subprocess.TimeoutExpired:
-          pass
-        finally:
-          entry["wall_secs"] = round(before + time.monotonic() - started, 2)
-          self._save()
-    except KeyboardInterrupt:
-      process.wait()  # it was interrupted too
-      sys.exit("\nStopped. Run the same command again to go on.")
+    with _serve(stage.server) as port:
+      process = _start([part.replace(_PORT, str(port)) for part in stage.command])
+      try:
+        while True:
+          try:
+            return process.wait(_SAVE_EVERY_SECS)
+          except subprocess.TimeoutExpired:
+            pass
+          finally:
+            entry["wall_secs"] = round(before + time.monotonic() - started, 2)
+            self._save()
+      except KeyboardInterrupt:
+        process.wait()  # it was interrupted too
+        sys.exit("\nStopped. Run the same command again to go on.")
 
   def _save(self) -> None:
     artifacts.write_text(self.path, json.dumps(self.state, indent=2) + "\n")
@@ -279,6 +313,39 @@ class Runner:
       values = self.config[section] if isinstance(self.config[section], Mapping) else {"": self.config[section]}
       found |= {f"{section}.{name}".rstrip("."): value for name, value in values.items() if name not in _HARMLESS}
     return json.loads(json.dumps(found))
+
+
+def _start(command: Sequence[str], *, beside: bool = False) -> subprocess.Popen:
+  """Prints and starts a module with its flags."""
+  print(f"$ python -m {shlex.join(command)}{' &' if beside else ''}", flush=True)
+  bind = functools.partial(_end_with, os.getpid()) if sys.platform == "linux" else None
+  return subprocess.Popen([sys.executable, "-m", *command], preexec_fn=bind)
+
+
+@contextlib.contextmanager
+def _serve(command: Sequence[str]) -> Iterator[int | None]:
+  """Runs a server, if there is one; gives its port when it listens there.
+
+  Raises:
+    PipelineError: it ended, or listens too late.
+  """
+  if not command:
+    yield None
+    return
+  with socket.create_server(("localhost", 0)) as free:
+    port = free.getsockname()[1]
+  process, deadline = _start([part.replace(_PORT, str(port)) for part in command], beside=True), time.monotonic() + _SERVER_STARTS_SECS
+  try:
+    while True:
+      with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
+        break
+      if process.poll() is not None or time.monotonic() > deadline:
+        raise PipelineError(f"the model server does not listen on port {port}; its own words stand above.")
+      time.sleep(0.2)
+    yield port
+  finally:
+    process.terminate()
+    process.wait()
 
 
 def _end_with(parent_pid: int) -> None:
@@ -328,7 +395,7 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
       scores[system] = round(json.loads(artifacts.read_text(path))["recall_at_5"], 4)
   found = {"zero_shot_recall_at_5": zero_shot["questions"], "zero_shot_cloze_recall_at_5": zero_shot["clozes"],
            "exact_match": {}, "recall_at_5": {}}
-  systems = config.evaluate.systems if config.finetune.questions and config.evaluate.questions else ()
+  systems = _systems(config)
   for system in systems:
     scores = json.loads(artifacts.read_text(_metrics_path(predictions(config, system))))
     for name in ("exact_match", "recall_at_5"):
@@ -338,7 +405,11 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
   for name in ("refreshes", "steps_during_refreshes", "max_staleness_steps"):
     found[name] = int(last[name])
   found["wall_secs"] = {name: round(secs, 1) for name, secs in wall_secs.items()}
-  found["answers"] = _answers(predictions(config, systems[-1]), config.evaluate.num_answers) if systems else []
+  served = config.servable and "realm" in systems
+  path = served_predictions(config) if served else predictions(config, systems[-1]) if systems else None
+  found["answers"] = _answers(path, config.evaluate.num_answers) if path else []
+  if served and found["answers"]:
+    found["answer"] = found["answers"][0]  # as it came over the wire
   return found
 
 

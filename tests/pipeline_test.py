@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from configs import quickstart
@@ -25,7 +26,7 @@ TINY = {
     "evaluate.systems": "('closed_book','realm')",
 }
 SYSTEMS = {"closed_book", "realm"}
-NUM_STAGES = 18
+NUM_STAGES = 20
 
 
 def run_pipeline(run_dir: str, settings: dict, *flags: str, config: str = "quickstart") -> subprocess.CompletedProcess:
@@ -37,9 +38,9 @@ def run_pipeline(run_dir: str, settings: dict, *flags: str, config: str = "quick
 
 
 def stages_run(done: subprocess.CompletedProcess) -> list[str]:
-  """The commands that the pipeline printed."""
+  """The commands that the pipeline printed, without servers beside them."""
   assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-  return [line for line in done.stdout.splitlines() if line.startswith("$ python -m ")]
+  return [line for line in done.stdout.splitlines() if line.startswith("$ python -m ") and not line.endswith("&")]
 
 
 def summary_of(run_dir: str) -> dict:
@@ -89,11 +90,27 @@ def check_scores(summary: dict, run_dir: str) -> None:
     assert abs(summary["exact_match"][system] - sum(right) / len(rows)) < 1e-3
   assert 0 < summary["zero_shot_recall_at_5"]["bm25"] <= 1  # of an untrained retriever nothing can be said
   assert len(summary["wall_secs"]) == NUM_STAGES and all(secs > 0 for secs in summary["wall_secs"].values())
+  check_served(summary, run_dir)
   assert len(summary["answers"]) == 4
   for answer in summary["answers"]:
     passage, (start, end) = answer["passages"][answer["read_from"]], answer["byte_span"]
     assert passage["text"].encode()[start:end].decode() == answer["answer"]
     assert f"[{answer['answer']}]" in pipeline.describe(answer, bold=False)
+
+
+def check_served(summary: dict, run_dir: str) -> None:
+  """What came over the wire is what the evaluation said."""
+  here, served = ([json.loads(line) for line in open(os.path.join(run_dir, "predictions", f"{name}.jsonl"), encoding="utf-8")]
+                  for name in ("realm", "served"))
+  print(here[0], served[0])
+  assert len(here) == len(served)
+  for one, other in zip(here, served):
+    for name in ("question", "prediction", "answer", "read_from", "byte_span"):
+      assert one[name] == other[name]
+    np.testing.assert_allclose(one["score"], other["score"], atol=1e-5)
+    read = [passage["number"] for passage in other["passages"]]
+    assert read == [passage["number"] for passage in one["passages"]][:len(read)]
+  assert summary["answer"] == summary["answers"][0] and summary["answer"]["question"] in [row["question"] for row in served]
 
 
 @pytest.mark.slow
@@ -108,7 +125,7 @@ def test_own_corpus_without_questions(tmp_path):
   run_dir = str(tmp_path / "run")
   settings = {**TINY, "corpus.knowledge": f"{docs}/*.jsonl", "mlm.steps": 0, "realm.steps": 10}
   stages = stages_run(run_pipeline(run_dir, settings, config="own_corpus"))
-  assert [stage.split()[3].split(".")[1] for stage in stages] == ["make_passages", "annotate_spans", "pretrain_ict", "pretrain"]
+  assert [stage.split()[3].split(".")[1] for stage in stages] == ["make_passages", "annotate_spans", "pretrain_ict", "pretrain", "export"]
   summary = summary_of(run_dir)
   assert not summary["exact_match"] and not summary["zero_shot_recall_at_5"] and not summary["answers"]
   assert artifacts.is_complete(os.path.join(run_dir, "realm", "indexes", "00000010"))

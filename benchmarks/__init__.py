@@ -1,0 +1,1 @@
+"""Comparisons, each a program to run by hand."""
