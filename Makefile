@@ -20,7 +20,7 @@ clean:  ## environment and caches; runs/ stays
 	rm -rf .venv .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt requirements_lock.txt
 	python3.11 -m venv .venv || python3 -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --requirement requirements.txt
+	.venv/bin/python -m pip install --quiet --requirement requirements.txt --constraint requirements_lock.txt
 	touch $@

@@ -31,24 +31,34 @@ def runner(request):
 
 
 def test_every_job(runner, toy, tmp_path):
-  config = toy.config()
-  made, marked, indexes = str(tmp_path / "passages"), str(tmp_path / "spans"), str(tmp_path / "indexes")
-  commands = [
-      ["make_passages", f"--input={config.corpus.knowledge}", f"--output={made}", f"--vocab={config.passages}",
-       f"--max_tokens={config.corpus.max_tokens}"],
-      ["annotate_spans", f"--passages={made}", f"--output={marked}"],
-      ["refresh_index", f"--snapshots={toy.path('ict/snapshots')}", f"--passages={made}", f"--indexes={indexes}", "--nojit_compile"],
-  ]
-  for job, *arguments in commands:
+  for job, *arguments in commands(toy, str(tmp_path)):
     done = subprocess.run([sys.executable, "-m", f"beam_jobs.{job}", *arguments, "--", *runner], cwd=REPOSITORY, capture_output=True,
                           text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-  for got, wanted, what in ((made, config.passages, "passages"), (marked, config.knowledge_spans, "spans")):
+  check_outputs(toy, str(tmp_path))
+
+
+def commands(toy, folder: str) -> list[list[str]]:
+  """Every job with its flags, to make again below `folder` what `toy` has; refresh_index embeds as embed_passages does."""
+  config, made = toy.config(), os.path.join(folder, "passages")
+  return [
+      ["make_passages", f"--input={config.corpus.knowledge}", f"--output={made}", f"--vocab={config.passages}",
+       f"--max_tokens={config.corpus.max_tokens}"],
+      ["annotate_spans", f"--passages={made}", f"--output={os.path.join(folder, 'spans')}"],
+      ["refresh_index", f"--snapshots={toy.path('ict/snapshots')}", f"--passages={made}",
+       f"--indexes={os.path.join(folder, 'indexes')}", "--nojit_compile"],
+  ]
+
+
+def check_outputs(toy, folder: str) -> None:
+  """What the commands made is what one process made."""
+  config, made = toy.config(), os.path.join(folder, "passages")
+  for got, wanted, what in ((made, config.passages, "passages"), (os.path.join(folder, "spans"), config.knowledge_spans, "spans")):
     assert files_of(got) == files_of(wanted)
     print(f"{what}: {len(files_of(got))} record files of the same bytes as in one process")
   num_rows = artifacts.read_info(made)["counts"]["passages"]
-  got, wanted = (index.read_embeddings(folder, num_rows=num_rows)
-                 for folder in (artifacts.latest(indexes), toy.path("ict/indexes/00000000")))
+  got, wanted = (index.read_embeddings(found, num_rows=num_rows)
+                 for found in (artifacts.latest(os.path.join(folder, "indexes")), toy.path("ict/indexes/00000000")))
   print(f"embeddings differ by at most {np.abs(got - wanted).max():.1e}")
   np.testing.assert_allclose(got, wanted, atol=1e-5)
 

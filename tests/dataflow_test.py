@@ -11,15 +11,13 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
 from apache_beam.options import pipeline_options
 from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from realm_tf import artifacts, index
-from tests.beam_runners_test import files_of
+from tests import beam_runners_test
 from tests.conftest import REPOSITORY
 
 pytest.importorskip("apitools", reason="no Dataflow client: pip install -r requirements_dataflow.txt")
@@ -86,15 +84,7 @@ def service(tmp_path):
 
 
 def test_every_job(service, toy, tmp_path):
-  config = toy.config()
-  made, marked, indexes = str(tmp_path / "passages"), str(tmp_path / "spans"), str(tmp_path / "indexes")
-  commands = [
-      ["make_passages", f"--input={config.corpus.knowledge}", f"--output={made}", f"--vocab={config.passages}",
-       f"--max_tokens={config.corpus.max_tokens}"],
-      ["annotate_spans", f"--passages={made}", f"--output={marked}"],
-      ["refresh_index", f"--snapshots={toy.path('ict/snapshots')}", f"--passages={made}", f"--indexes={indexes}", "--nojit_compile"],
-  ]
-  for job, *arguments in commands:
+  for job, *arguments in beam_runners_test.commands(toy, str(tmp_path)):
     beam = ["--runner=DataflowRunner", "--project=project", "--region=europe-west1", f"--job_name={job.replace('_', '-')}",
             f"--sdk_container_image={IMAGE}", "--sdk_location=container",  # as in README; the rest puts localhost in Google's place
             f"--temp_location={tmp_path / 'tmp'}", f"--staging_location={service.staging}", "--no_auth",
@@ -112,14 +102,7 @@ def test_every_job(service, toy, tmp_path):
     print(f"{job}: {len(pipeline.components.transforms)} transforms, {len(steps)} ParDos, such as {steps[:3]}")
     assert len(steps) >= 2
   assert len(service.jobs) == 3
-  for got, wanted, what in ((made, config.passages, "passages"), (marked, config.knowledge_spans, "spans")):
-    assert files_of(got) == files_of(wanted)
-    print(f"{what}: {len(files_of(got))} record files of the same bytes as in one process")
-  num_rows = artifacts.read_info(made)["counts"]["passages"]
-  got, wanted = (index.read_embeddings(folder, num_rows=num_rows)
-                 for folder in (artifacts.latest(indexes), toy.path("ict/indexes/00000000")))
-  print(f"embeddings differ by at most {np.abs(got - wanted).max():.1e}")
-  np.testing.assert_allclose(got, wanted, atol=1e-5)
+  beam_runners_test.check_outputs(toy, str(tmp_path))
 
 
 def test_a_job_that_dataflow_refuses(service, toy, tmp_path, monkeypatch):
