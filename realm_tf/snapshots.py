@@ -1,5 +1,6 @@
 """Snapshots: a trainer's weights, published as folders that any job can open."""
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from realm_tf.models.span_reader import SpanReader
 from realm_tf.tokenization import VOCAB, Tokenizer
 
 KIND = "snapshot"
+_HDF5_BYTES = 4096  # at most, beside the values of a variable
 _CLASSES = {cls.__name__: cls for cls in (Retriever, MaskedReader, SpanReader)}
 
 
@@ -90,9 +92,18 @@ def load_tokenizer(folder: str) -> Tokenizer:
 
 
 def save_weights(model: keras.Model, path: str) -> None:
-  """Saves weights to any `tf.io.gfile` path (HDF5 itself writes only to local files)."""
+  """Saves weights to any `tf.io.gfile` path (HDF5 itself writes only to local files).
+
+  Raises:
+    OSError: the disk for temporary files is full.
+  """
+  optimizer = getattr(model, "optimizer", None)  # of a compiled model, its slots are saved too
+  variables = [*model.variables, *(optimizer.variables if optimizer else ())]
+  size = sum(4 * math.prod(variable.shape) + _HDF5_BYTES for variable in variables)
   with tempfile.TemporaryDirectory() as scratch:
     local = os.path.join(scratch, "model.weights.h5")
+    with open(local, "wb") as file:  # HDF5 crashes the process where a disk is full
+      os.posix_fallocate(file.fileno(), 0, size)
     model.save_weights(local)
     artifacts.gfile.copy(local, path, overwrite=True)
 

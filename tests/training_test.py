@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -197,6 +198,20 @@ def test_killed_process_goes_on(toy, tmp_path):
   assert {step: rows[step] for step in before if step <= kept} == {step: before[step] for step in before if step <= kept}
   np.testing.assert_allclose([rows[step] for step in before], list(before.values()), rtol=1e-3)  # the steps done again, too
   assert snapshots.load_retriever(artifacts.step_folder(os.path.join(workdir, "snapshots"), 60)).dim == 8
+
+
+def test_full_disk_stops_with_a_line_and_loses_nothing(toy, tmp_path):
+  workdir = str(tmp_path / "ict")
+  command = [sys.executable, "-m", "realm_tf.pretrain_ict", f"--config={toy.config_path}", f"--workdir={workdir}",
+             "--config.ict.steps=12", "--config.ict.log_every=2", "--config.ict.checkpoint_every=6"]
+  limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))  # rows of metrics fit, a checkpoint does not
+  full = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, preexec_fn=limit)
+  print(full.stderr.splitlines()[-1])
+  assert full.returncode == 1 and "File too large" in full.stderr.splitlines()[-1]
+  assert max(losses_of(workdir)) == 6 and artifacts.latest(os.path.join(workdir, "checkpoints")) is None
+  done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+  assert done.returncode == 0 and list(losses_of(workdir)) == [2, 4, 6, 8, 10, 12], done.stderr
+  assert artifacts.complete_folders(os.path.join(workdir, "snapshots"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
