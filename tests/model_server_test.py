@@ -823,6 +823,6 @@ def test_sigterm_lets_requests_in_flight_finish(servers):
   watching.join()
   print(watched, refused.value.code(), f"exit code {code} after {time.monotonic() - answered:.1f} s")
   assert code == 0
-  assert refused.value.code() == C.UNAVAILABLE
+  assert refused.value.code() in (C.UNAVAILABLE, C.CANCELLED)  # the latter where the call arrived just as the server stopped
   assert watched == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
   assert "Traceback" not in server.log.read_text()
