@@ -48,6 +48,8 @@ def get_config():
       dropout=0.0, scale=1.0)
   c.reader = dict(length=64, max_masks=5)
 
+  c.masking = "salient"  # what is masked: one salient span, or the paper's baselines "random_span" (SpanBERT), "uniform" (BERT)
+
   # ---- warm starts ----
   c.mlm = dict(  # where no published BERT can be had; steps=0 skips it
       workdir=run + "/mlm", steps=1600, batch_size=64, learning_rate=2e-3,

@@ -174,15 +174,19 @@ def _ragged(rows: Sequence[np.ndarray]) -> tf.RaggedTensor:
   return Ragged.of(rows, np.int32).tensor()
 
 
-# ---------------------------------------------------------------------------------------------- masked salient spans
+# ---------------------------------------------------------------------------------------------------- masked sentences
+
+MASKINGS = ("salient", "random_span", "uniform")
+_MASKED_SHARE = 0.15  # of a sentence's word pieces, by the two baselines
+_MAX_SPAN_WORDS, _SPAN_END = 10, 0.2  # SpanBERT's: lengths are geometric, and cut
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskedQueries:
-  """Sentences with one masked span each.
+  """Sentences with masked word pieces.
 
   Attributes:
-    ids: [B, None] word pieces with [MASK] in place of the span's.
+    ids: [B, None] word pieces with [MASK] in place of the targets.
     mask_positions: [B, M] int32 positions in the *packed* query ([CLS] is 0), 0 where unused.
     targets: [B, M] int32 word pieces to predict.
     target_mask: [B, M] float32, 1 where used.
@@ -196,20 +200,26 @@ class MaskedQueries:
   own_passages: np.ndarray
 
 
+def mask_pieces(ids: Sequence[np.ndarray], at: Sequence[np.ndarray], own_passages: Sequence[int], *, tokenizer: Tokenizer,
+                max_masks: int) -> MaskedQueries:
+  """Puts [MASK] in place of the word pieces at the positions `at` (ascending, at most `max_masks`) of each row."""
+  masked, shape = [], (len(ids), max_masks)
+  positions, targets, target_mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+  for row, (pieces, chosen) in enumerate(zip(ids, at, strict=True)):
+    pieces, size = np.array(pieces, np.int32), len(chosen)
+    positions[row, :size] = chosen + 1
+    targets[row, :size] = pieces[chosen]
+    target_mask[row, :size] = 1
+    pieces[chosen] = tokenizer.mask_id
+    masked.append(pieces)
+  return MaskedQueries(Ragged.of(masked, np.int32), positions, targets, target_mask, np.asarray(own_passages, np.int32))
+
+
 def mask_spans(ids: Sequence[np.ndarray], starts: Sequence[int], ends: Sequence[int], own_passages: Sequence[int], *,
                tokenizer: Tokenizer, max_masks: int) -> MaskedQueries:
   """Masks word pieces [start, end) of each row (REALM, section 3.4)."""
-  masked, shape = [], (len(ids), max_masks)
-  positions, targets, target_mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-  for row, (pieces, start, end) in enumerate(zip(ids, starts, ends, strict=True)):
-    pieces = np.array(pieces, np.int32)
-    size = end - start
-    positions[row, :size] = np.arange(start, end) + 1
-    targets[row, :size] = pieces[start:end]
-    target_mask[row, :size] = 1
-    pieces[start:end] = tokenizer.mask_id
-    masked.append(pieces)
-  return MaskedQueries(Ragged.of(masked, np.int32), positions, targets, target_mask, np.asarray(own_passages, np.int32))
+  at = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
+  return mask_pieces(ids, at, own_passages, tokenizer=tokenizer, max_masks=max_masks)
 
 
 def realm_batch(queries: MaskedQueries, query_ids: np.ndarray, numbers: np.ndarray, table: PassageTable, *,
@@ -238,46 +248,101 @@ def realm_batch(queries: MaskedQueries, query_ids: np.ndarray, numbers: np.ndarr
   }
 
 
-class SpanSentences:
-  """Sentences with salient spans in memory; draws masked queries.
+class MaskedSentences:
+  """The sentences of a spans folder in memory; draws masked queries.
 
   Args:
     folder: a spans folder.
+    masking: what is masked. "salient": one salient span, drawn uniformly (REALM, section 3.4). The paper's two baselines mask
+      15% of a sentence, of all sentences of the same passages: "random_span" whole words in spans of geometric length, at most
+      10 (SpanBERT), "uniform" any word pieces (BERT). Every chosen word piece becomes [MASK].
     knowledge: fingerprint of the passages that candidates come from; `own_passages` are NULL_PASSAGE where the sentences
       stand in other passages.
 
   Raises:
-    ArtifactError: incomplete, of another vocabulary, or no span fits into the query.
+    ArtifactError: incomplete, of another vocabulary, or nothing fits into the query.
+    UserError: unknown masking.
   """
 
-  def __init__(self, folder: str, *, tokenizer: Tokenizer, query_length: int, max_masks: int, knowledge: str):
+  def __init__(self, folder: str, *, tokenizer: Tokenizer, query_length: int, max_masks: int, knowledge: str,
+               masking: str = "salient"):
+    if masking not in MASKINGS:
+      raise artifacts.UserError(f"masking is {masking!r}; use one of {', '.join(MASKINGS)}.")
     info = artifacts.read_info(folder, kind=SPANS_KIND)
     check_vocabulary(info, folder, tokenizer)
-    self.tokenizer, self.max_masks = tokenizer, max_masks
-    same = info["inputs"]["passages"]["fingerprint"] == knowledge
-    ids, own, spans = [], [], []
-    for path in passages.shard_paths(folder):
-      for row in passages.read_shard(path, passages.Sentence):
-        fitting = [(start, end) for start, end in zip(row.span_starts, row.span_ends)
-                   if end <= query_length - 2 and end - start <= max_masks]
-        if fitting:
-          ids.append(row.ids), own.append(row.passage if same else NULL_PASSAGE), spans.append(np.ravel(fitting))
+    self.tokenizer, self.max_masks, self.masking, self.room = tokenizer, max_masks, masking, query_length - 2
+    source = info["inputs"]["passages"]
+    ids, own, spans = self._salient(folder) if masking == "salient" else self._all(source["path"])
     if not ids:
       raise artifacts.ArtifactError(
           f"{folder!r} has no span within {query_length} word pieces; annotate other passages or raise query_length.")
     self.ids, self.spans = Ragged.of(ids, np.int32), Ragged.of(spans, np.int32)
-    self.own_passages = np.array(own, np.int32)
+    self.own_passages = np.array(own if source["fingerprint"] == knowledge else np.full(len(own), NULL_PASSAGE), np.int32)
+
+  def _salient(self, folder: str):
+    """Sentences with spans that fit: their word pieces, passage numbers, and span ranges."""
+    ids, own, spans = [], [], []
+    for path in passages.shard_paths(folder):
+      for row in passages.read_shard(path, passages.Sentence):
+        fitting = [(start, end) for start, end in zip(row.span_starts, row.span_ends)
+                   if end <= self.room and end - start <= self.max_masks]
+        if fitting:
+          ids.append(row.ids), own.append(row.passage), spans.append(np.ravel(fitting))
+    return ids, own, spans
+
+  def _all(self, folder: str):
+    """All sentences of a passages folder: their word pieces, passage numbers, and no spans."""
+    table = passages.load(folder)
+    ids, own = [], []
+    for number in range(len(table)):
+      pieces = table.text_ids[number]
+      for start, end in zip(*sentence_ranges(table, number)):
+        if end > start:
+          ids.append(pieces[start:end]), own.append(number)
+    return ids, own, [()] * len(ids)
 
   def __len__(self) -> int:
     return len(self.own_passages)
 
   def batch(self, step: int, *, batch_size: int, seed: int) -> MaskedQueries:
-    """The masked queries of a step: each sentence once an epoch, one of its spans drawn uniformly."""
+    """The masked queries of a step, a pure function of it and the seed: each sentence once an epoch."""
     rng = np.random.default_rng([seed, 11, step])
     rows = epoch_rows(len(self), step, batch_size, seed)
-    drawn = [pairs[rng.integers(len(pairs))] for pairs in (self.spans[row].reshape(-1, 2) for row in rows)]
-    return mask_spans([self.ids[row] for row in rows], [start for start, _ in drawn], [end for _, end in drawn],
-                      self.own_passages[rows], tokenizer=self.tokenizer, max_masks=self.max_masks)
+    return mask_pieces([self.ids[row] for row in rows], [self._draw(row, rng) for row in rows], self.own_passages[rows],
+                       tokenizer=self.tokenizer, max_masks=self.max_masks)
+
+  def _draw(self, row: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of the word pieces to mask in sentence `row`, ascending."""
+    if self.masking == "salient":
+      pairs = self.spans[row].reshape(-1, 2)
+      return np.arange(*pairs[rng.integers(len(pairs))])
+    pieces = self.ids[row][:self.room]
+    budget = min(max(1, round(_MASKED_SHARE * len(pieces))), self.max_masks)
+    if self.masking == "uniform":
+      return np.sort(rng.choice(len(pieces), budget, replace=False))
+    return random_spans(~self.tokenizer.continues[pieces], budget, rng)
+
+
+def random_spans(begins: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:
+  """Spans of whole words, of geometric length (SpanBERT, section 3.1), until `budget` word pieces are chosen or nothing more fits.
+
+  Args:
+    begins: [L] bool, whether a word begins with this word piece.
+    budget: most word pieces.
+
+  Returns:
+    Positions, ascending; the first word pieces where no whole word fits into the budget.
+  """
+  starts = np.flatnonzero(begins)
+  ends = np.append(starts[1:], len(begins))
+  chosen = np.zeros(len(begins), bool)
+  for first in rng.permutation(len(starts)):
+    last = min(first + min(rng.geometric(_SPAN_END), _MAX_SPAN_WORDS), len(starts)) - 1
+    while last >= first and ends[last] - starts[first] > budget - chosen.sum():
+      last -= 1  # a shorter span, in whole words
+    if last >= first and not chosen[starts[first]:ends[last]].any():
+      chosen[starts[first]:ends[last]] = True
+  return np.flatnonzero(chosen) if chosen.any() else np.arange(budget)
 
 
 # -------------------------------------------------------------------------------------------------------- answer spans

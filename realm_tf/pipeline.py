@@ -127,7 +127,7 @@ def _pretraining(config, config_path: str, overrides: Mapping[str, object]) -> l
   if config.mlm.steps:
     found.append(_trainer(
         "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans),
-        outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "mlm")))
+        outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "masking", "mlm")))
   warm = (mlm,) if config.mlm.steps else ()
   found.append(_trainer(
       "ict", "pretrain_ict", config_path, overrides, workdir=ict, inputs=(config.passages, *warm),
@@ -135,7 +135,7 @@ def _pretraining(config, config_path: str, overrides: Mapping[str, object]) -> l
   found.append(_trainer(
       "realm", "pretrain", config_path, overrides, workdir=realm, inputs=(config.passages, *spans, *warm, ict),
       outputs=(_snapshot(realm, config.realm.steps), _index(realm, config.realm.steps), _index(ict, config.ict.steps)),
-      sections=("seed", "encoder", "retriever", "reader", "warmup", "searcher", "realm", "refresh")))
+      sections=("seed", "encoder", "retriever", "reader", "masking", "warmup", "searcher", "realm", "refresh")))
   return found
 
 

@@ -101,8 +101,8 @@ class Batches:
   def __init__(self, config, table: passages.PassageTable, tokenizer):
     self.config, self.table, self.tokenizer = config, table, tokenizer
     self.sentences, self.knowledge_sentences = (
-        examples.SpanSentences(folder, tokenizer=tokenizer, query_length=config.retriever.query_length,
-                               max_masks=config.reader.max_masks, knowledge=table.fingerprint)
+        examples.MaskedSentences(folder, tokenizer=tokenizer, query_length=config.retriever.query_length,
+                                 max_masks=config.reader.max_masks, knowledge=table.fingerprint, masking=config.masking)
         for folder in (config.spans, config.knowledge_spans))
 
   def masked_lm(self, step: int, *, batch_size: int, pretraining_every: int,

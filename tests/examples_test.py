@@ -231,11 +231,11 @@ def test_mask_spans(tokenizer):
   assert ids == [[A, B, C, D], [E, F], [G, H, A]]
 
 
-def test_span_sentences_of_the_toy_corpus(toy):
+def test_masked_sentences_of_the_toy_corpus(toy):
   config = toy.config()
   tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
   for folder, same in ((config.knowledge_spans, True), (config.spans, False)):
-    data = examples.SpanSentences(folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table.fingerprint)
+    data = examples.MaskedSentences(folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table.fingerprint)
     written = [row for path in passages.shard_paths(folder) for row in passages.read_shard(path, passages.Sentence)]
     spans = {(tuple(row.ids), start, end) for row in written for start, end in zip(row.span_starts, row.span_ends)}
     fitting = {row for row in spans if row[2] <= 18 and row[2] - row[1] <= 4}
@@ -261,12 +261,77 @@ def test_span_sentences_of_the_toy_corpus(toy):
     assert (again.targets != data.batch(7, batch_size=8, seed=1).targets).any()
 
 
+def runs(positions: np.ndarray) -> list[tuple[int, int]]:
+  """Maximal [start, end) runs of neighbours."""
+  cuts = np.flatnonzero(np.diff(positions) > 1) + 1
+  return [(int(part[0]), int(part[-1]) + 1) for part in np.split(positions, cuts)]
+
+
+@pytest.mark.parametrize("masking", ["random_span", "uniform"])
+def test_the_baselines_mask_15_percent_of_all_sentences(toy, masking):
+  config = toy.config()
+  tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
+  data = examples.MaskedSentences(config.knowledge_spans, tokenizer=tokenizer, query_length=20, max_masks=3, masking=masking,
+                                  knowledge=table.fingerprint)
+  everything = [tuple(part) for number in range(len(table)) for part in sentences_of(table, number)]
+  assert len(data) == len(everything)
+  seen, sizes, cut_words, spans = set(), [], 0, []
+  for step in range(-(-len(data) // 8)):
+    batch = data.batch(step, batch_size=8, seed=0)
+    for i in range(8):
+      used = batch.target_mask[i] > 0
+      positions = batch.mask_positions[i][used] - 1
+      whole = batch.ids[i].copy()
+      whole[positions] = batch.targets[i][used]
+      assert (batch.ids[i][positions] == tokenizer.mask_id).all() and (np.diff(positions) > 0).all()
+      assert tuple(whole) in {tuple(part) for part in sentences_of(table, batch.own_passages[i])}
+      wanted = min(max(1, round(0.15 * min(len(whole), 18))), 3)
+      sizes.append((used.sum(), wanted))
+      seen.add(tuple(whole))
+      spans += [end - start for start, end in runs(positions)]
+      goes_on = np.append(tokenizer.continues[whole], False)
+      cut_words += any(goes_on[start] or goes_on[end] for start, end in runs(positions))
+  sizes, spans = np.array(sizes), np.array(spans)
+  print(f"{masking}: {len(seen)} of {len(everything)} sentences; pieces masked {sizes.mean(0)}; runs of {np.bincount(spans)[1:]}; "
+        f"{cut_words} of {len(sizes)} have a word cut")
+  assert seen == set(everything) and (sizes[:, 0] <= sizes[:, 1]).all() and sizes.max() == 3
+  if masking == "uniform":
+    assert (sizes[:, 0] == sizes[:, 1]).all() and cut_words > 0.2 * len(sizes)
+  else:
+    assert cut_words < 0.1 * len(sizes) and (spans > 1).mean() > 0.3  # only where not one whole word fits
+
+
+def test_random_spans_are_whole_words_of_geometric_length():
+  rng = np.random.default_rng(0)
+  begins = np.array([1, 0, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0] * 20, bool)
+  firsts, words = [], []
+  for _ in range(4000):
+    at = examples.random_spans(begins, 60, rng)
+    assert len(at) <= 60
+    for start, end in runs(at):
+      assert begins[start] and (end == len(begins) or begins[end])
+      words.append(begins[start:end].sum())
+    firsts.append(at)
+  hit = np.bincount(np.concatenate(firsts), minlength=len(begins)) / len(firsts)
+  print(f"mean length {np.mean(words):.2f} words, masked share by position {hit.min():.2f} to {hit.max():.2f}")
+  # Geometric with p = 0.2, cut at 10: mean 4.5 where nothing interferes; spans also meet each other and the budget's end.
+  assert 3 < np.mean(words) < 6 and hit.min() > 0.05
+  assert examples.random_spans(np.array([1, 0, 0, 0], bool), 2, rng).tolist() == [0, 1], "no whole word fits"
+
+
+def test_unknown_masking(toy):
+  config = toy.config()
+  with pytest.raises(artifacts.UserError, match="masking is 'whole_word'; use one of salient, random_span, uniform"):
+    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=20, max_masks=4, knowledge="",
+                             masking="whole_word")
+
+
 def test_no_span_fits_and_another_vocabulary(toy, tokenizer):
   config = toy.config()
   with pytest.raises(artifacts.ArtifactError, match="has no span within 3 word pieces"):
-    examples.SpanSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=3, max_masks=4, knowledge="")
+    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=3, max_masks=4, knowledge="")
   with pytest.raises(artifacts.ArtifactError, match="was made with vocabulary .*, this run has .*vocab.txt") as caught:
-    examples.SpanSentences(config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge="")
+    examples.MaskedSentences(config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge="")
   print(caught.value)
 
 
