@@ -9,7 +9,6 @@ the trainers. `--redo=ict` forgets that stage and all later ones first.
 
 import contextlib
 import ctypes
-import dataclasses
 import functools
 import json
 import os
@@ -25,206 +24,19 @@ import tabulate
 from absl import flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, plots, progress, settings
+from realm_tf import artifacts, plots, progress, settings, stages
+from realm_tf.stages import PORT, Stage
 
 STATE = "pipeline.json"
 SUMMARY = "summary.json"
 PLOT = "training.png"
 _HARMLESS = ("log_every", "checkpoint_every", "workdir")  # settings that change no result
 _SAVE_EVERY_SECS = 5.0  # how often a running stage's time is written down
-_PORT = "{port}"  # in a stage's commands: a free one
 _SERVER_STARTS_SECS = 120.0
 
 
 class PipelineError(artifacts.UserError):
   """A stage failed, or what is there does not fit the config."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-  """One command.
-
-  Attributes:
-    name: short; also in `summary.json`.
-    command: a module and its flags.
-    inputs: files, folders or patterns; when their content changes, the stage is out of date.
-    outputs: artifacts and files that are there when the stage is done.
-    folder: what `--redo` deletes.
-    sections: of the config, what the stage depends on; only trainers have any.
-    server: a second command, which runs, listening on `_PORT`, while the stage does.
-  """
-
-  name: str
-  command: Sequence[str]
-  inputs: Sequence[str]
-  outputs: Sequence[str]
-  folder: str
-  sections: Sequence[str] = ()
-  server: Sequence[str] = ()
-
-
-# =========================================================================================================== the stages
-
-
-def stages(config, *, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
-  """All stages that this config asks for, in order."""
-  if not config.corpus.knowledge:
-    raise PipelineError("no corpus; give your articles: --config.corpus.knowledge='docs/*.jsonl' (files, folders and globs).")
-  return (_corpus(config) + _pretraining(config, config_path, overrides) + _zero_shot(config)
-          + _question_answering(config, config_path, overrides) + _serving(config))
-
-
-def _corpus(config) -> list[Stage]:
-  """Articles → passages → sentences with salient spans."""
-  corpus, found = config.corpus, []
-  if corpus.builtin:
-    folder = os.path.join(config.run_dir, "corpus")
-    found.append(Stage(
-        "corpus", ("quickstart_corpus.generate", f"--output={folder}", f"--seed={config.seed}",
-                   f"--num_entities={corpus.num_entities}"),
-        inputs=(), outputs=(os.path.join(folder, "facts.jsonl"),), folder=folder))
-  beam = ("--", *corpus.beam_args) if corpus.beam_args else ()
-
-  def passages(name: str, articles: str, output: str, vocabulary: Sequence[str]) -> Stage:
-    return Stage(
-        name, ("beam_jobs.make_passages", f"--input={articles}", f"--format={corpus.format}", f"--max_tokens={corpus.max_tokens}",
-               *vocabulary, f"--output={output}", *beam),
-        inputs=(articles,), outputs=(output,), folder=output)
-
-  def spans(name: str, source: str, output: str) -> Stage:
-    return Stage(name, ("beam_jobs.annotate_spans", f"--passages={source}", f"--output={output}", *beam),
-                 inputs=(source,), outputs=(output,), folder=output)
-
-  if corpus.vocab:
-    vocabulary = (f"--vocab={corpus.vocab}",)
-  else:
-    vocabulary = (f"--vocab_size={corpus.vocab_size}", *([f"--vocab_input={corpus.pretraining}"] if corpus.pretraining else []))
-  found += [passages("passages", corpus.knowledge, config.passages, vocabulary),
-            spans("spans", config.passages, config.knowledge_spans)]
-  if corpus.questions:
-    train, test = config.finetune.questions, config.evaluate.questions
-    found.append(Stage("questions", ("realm_tf.questions", f"--input={corpus.questions}", f"--train={train}", f"--test={test}"),
-                       inputs=(corpus.questions,), outputs=(train, test), folder=train))
-  if corpus.pretraining:
-    texts = os.path.join(config.run_dir, "passages-pretraining")
-    found += [passages("pretraining passages", corpus.pretraining, texts, (f"--vocab={config.passages}",)),
-              spans("pretraining spans", texts, config.spans)]
-  return found
-
-
-def _trainer(name: str, module: str, config_path: str, overrides: Mapping[str, object], *, workdir: str, **what) -> Stage:
-  flags_ = [f"--config.{path}={value}" for path, value in overrides.items()]
-  return Stage(name, (f"realm_tf.{module}", f"--config={config_path}", *flags_, f"--workdir={workdir}"), folder=workdir, **what)
-
-
-def _pretraining(config, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
-  """Warm starts and REALM."""
-  if not config.corpus.pretraining:
-    overrides = {**overrides, "spans": config.knowledge_spans}  # X is Z
-  spans = sorted({config.knowledge_spans, overrides.get("spans", config.spans)})
-  mlm, ict, realm = config.mlm.workdir, config.ict.workdir, config.realm.workdir
-  found = []
-  if config.mlm.steps:
-    found.append(_trainer(
-        "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans),
-        outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "masking", "mlm")))
-  warm = (mlm,) if config.mlm.steps else ()
-  found.append(_trainer(
-      "ict", "pretrain_ict", config_path, overrides, workdir=ict, inputs=(config.passages, *warm),
-      outputs=(_snapshot(ict, config.ict.steps),), sections=("seed", "encoder", "retriever", "ict")))
-  found.append(_trainer(
-      "realm", "pretrain", config_path, overrides, workdir=realm, inputs=(config.passages, *spans, *warm, ict),
-      outputs=(_snapshot(realm, config.realm.steps), _index(realm, config.realm.steps), _index(ict, config.ict.steps)),
-      sections=("seed", "encoder", "retriever", "reader", "masking", "warmup", "searcher", "realm", "refresh")))
-  return found
-
-
-def _zero_shot(config) -> list[Stage]:
-  """Retrieval before any question was seen."""
-  found = []
-  for kind in ("questions", "clozes"):
-    path = config.evaluate[kind]
-    for system in ("ict", "realm", "bm25") if path else ():
-      workdir = config.ict.workdir if system == "ict" else config.realm.workdir
-      output = os.path.join(config.run_dir, "zero_shot", f"{system}.{kind}")
-      baseline = ("--retrieval=bm25",) if system == "bm25" else ()
-      found.append(Stage(
-          f"zero-shot {kind} {system}", ("realm_tf.evaluate", f"--workdir={workdir}", *baseline, f"--{kind}={path}",
-                                         f"--output={output}.jsonl"),
-          inputs=(config.passages, workdir, path), outputs=(f"{output}.metrics.json",), folder=f"{output}.metrics.json"))
-  return found
-
-
-def _question_answering(config, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
-  """Fine-tunes and evaluates each system; nothing without questions."""
-  ict, realm = config.ict.workdir, config.realm.workdir
-  starts = {  # system -> what differs in config.finetune
-      "closed_book": {"retrieval": "none", "reader": realm},
-      "bm25": {"retrieval": "bm25", "reader": realm},
-      "ict": {"retrieval": "dense", "retriever": ict, "reader": os.path.join(realm, "warmup")},
-      "realm": {"retrieval": "dense", "retriever": realm, "reader": realm}}
-  found = []
-  for system in config.evaluate.systems if config.finetune.questions else ():
-    if system not in starts:
-      raise PipelineError(f"evaluate.systems names {system!r}; wanted some of {', '.join(starts)}.")
-    workdir = os.path.join(config.finetune.workdir, system)
-    found.append(_trainer(
-        f"finetune {system}", "finetune", config_path,
-        {**overrides, **{f"finetune.{name}": value for name, value in starts[system].items()}}, workdir=workdir,
-        inputs=(config.passages, config.finetune.questions, *sorted({ict if system == "ict" else realm, starts[system]["reader"]})),
-        outputs=(_snapshot(workdir, config.finetune.steps),), sections=("seed", "retriever", "finetune")))
-    if config.evaluate.questions:
-      output = predictions(config, system)
-      found.append(Stage(
-          f"evaluate {system}", ("realm_tf.evaluate", f"--workdir={workdir}", f"--questions={config.evaluate.questions}",
-                                 f"--output={output}"),
-          inputs=(workdir, config.evaluate.questions), outputs=(output, _metrics_path(output)), folder=output))
-  return found
-
-
-def _serving(config) -> list[Stage]:
-  """The exported system, and all test questions put to a model server by a client."""
-  if not config.servable:
-    return []
-  answers = "realm" in _systems(config)
-  workdir = os.path.join(config.finetune.workdir, "realm") if answers else config.realm.workdir
-  found = [Stage("export", ("serving.export", f"--workdir={workdir}", f"--output={config.servable}"),
-                 inputs=(workdir,), outputs=(os.path.join(config.servable, "1"),), folder=config.servable)]
-  if answers:
-    output = served_predictions(config)
-    found.append(Stage(
-        "serve", ("serving.client", f"--server=localhost:{_PORT}", f"--questions={config.evaluate.questions}", f"--output={output}",
-                  "--timeout_secs=120"),
-        server=("serving.model_server", f"--model_base_path={os.path.abspath(config.servable)}", "--model_name=realm", f"--port={_PORT}"),
-        inputs=(config.servable, config.evaluate.questions), outputs=(output,), folder=output))
-  return found
-
-
-def _systems(config) -> Sequence[str]:
-  """The fine-tuned systems that are evaluated."""
-  return config.evaluate.systems if config.finetune.questions and config.evaluate.questions else ()
-
-
-def served_predictions(config) -> str:
-  """The answers to the test questions as they came from the model server."""
-  return os.path.join(config.run_dir, "predictions", "served.jsonl")
-
-
-def _snapshot(workdir: str, steps: int) -> str:
-  return artifacts.step_folder(os.path.join(workdir, "snapshots"), steps)
-
-
-def _index(workdir: str, steps: int) -> str:
-  return artifacts.step_folder(os.path.join(workdir, "indexes"), steps)
-
-
-def predictions(config, system: str) -> str:
-  """The predictions file of a fine-tuned system."""
-  return os.path.join(config.run_dir, "predictions", f"{system}.jsonl")
-
-
-def _metrics_path(output: str) -> str:
-  return os.path.splitext(output)[0] + ".metrics.json"
 
 
 # ============================================================================================================== running
@@ -287,7 +99,7 @@ class Runner:
     before, started = entry["wall_secs"], time.monotonic()
     self._save()
     with _serve(stage.server) as port:
-      process = _start([part.replace(_PORT, str(port)) for part in stage.command])
+      process = _start([part.replace(PORT, str(port)) for part in stage.command])
       try:
         while True:
           try:
@@ -306,12 +118,11 @@ class Runner:
 
   def _settings_of(self, stage: Stage) -> dict[str, object]:
     """What the stage's result depends on."""
-    # A trainer's flags stand in `sections`, but for those that set this stage apart.
-    own = [part for part in stage.command if not stage.sections or part.startswith("--config.finetune.")]
-    found = {"command": " ".join(own), **{f"content of {path}": _content(path) for path in stage.inputs}}
+    command = "" if stage.sections else " ".join(stage.command)  # a trainer's flags are settings
+    found = {"command": command, **stage.differs, **{f"content of {path}": _content(path) for path in stage.inputs}}
     for section in stage.sections:
       values = self.config[section] if isinstance(self.config[section], Mapping) else {"": self.config[section]}
-      found |= {f"{section}.{name}".rstrip("."): value for name, value in values.items() if name not in _HARMLESS}
+      found = {f"{section}.{name}".rstrip("."): value for name, value in values.items() if name not in _HARMLESS} | found
     return json.loads(json.dumps(found))
 
 
@@ -334,7 +145,7 @@ def _serve(command: Sequence[str]) -> Iterator[int | None]:
     return
   with socket.create_server(("localhost", 0)) as free:
     port = free.getsockname()[1]
-  process, deadline = _start([part.replace(_PORT, str(port)) for part in command], beside=True), time.monotonic() + _SERVER_STARTS_SECS
+  process, deadline = _start([part.replace(PORT, str(port)) for part in command], beside=True), time.monotonic() + _SERVER_STARTS_SECS
   try:
     while True:
       with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
@@ -391,13 +202,13 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
   zero_shot = {kind: {} for kind in ("questions", "clozes")}
   for kind, scores in zero_shot.items():
     for system in ("ict", "realm", "bm25") if config.evaluate[kind] else ():
-      path = os.path.join(config.run_dir, "zero_shot", f"{system}.{kind}.metrics.json")
+      path = stages.zero_shot_scores(config, kind, system)
       scores[system] = round(json.loads(artifacts.read_text(path))["recall_at_5"], 4)
   found = {"zero_shot_recall_at_5": zero_shot["questions"], "zero_shot_cloze_recall_at_5": zero_shot["clozes"],
            "exact_match": {}, "recall_at_5": {}}
-  systems = _systems(config)
+  systems = stages.evaluated(config)
   for system in systems:
-    scores = json.loads(artifacts.read_text(_metrics_path(predictions(config, system))))
+    scores = json.loads(artifacts.read_text(stages.scores(stages.predictions(config, system))))
     for name in ("exact_match", "recall_at_5"):
       if name in scores:
         found[name][system] = round(scores[name], 4)
@@ -405,10 +216,9 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
   for name in ("refreshes", "steps_during_refreshes", "max_staleness_steps"):
     found[name] = int(last[name])
   found["wall_secs"] = {name: round(secs, 1) for name, secs in wall_secs.items()}
-  served = config.servable and "realm" in systems
-  path = served_predictions(config) if served else predictions(config, systems[-1]) if systems else None
-  found["answers"] = _answers(path, config.evaluate.num_answers) if path else []
-  if served and found["answers"]:
+  shown = stages.SERVED if stages.is_served(config) else systems[-1] if systems else None
+  found["answers"] = _answers(stages.predictions(config, shown), config.evaluate.num_answers) if shown else []
+  if shown == stages.SERVED and found["answers"]:
     found["answer"] = found["answers"][0]  # as it came over the wire
   return found
 
@@ -468,7 +278,7 @@ def run(config, *, config_path: str, overrides: Mapping[str, object], redo: str 
   Raises:
     PipelineError: a stage failed, or what is there was made with another config.
   """
-  found = stages(config, config_path=config_path, overrides=overrides)
+  found = stages.stages(config, config_path=config_path, overrides=overrides)
   runner = Runner(config.run_dir, config.to_dict())
   if redo:
     runner.redo(found, redo)

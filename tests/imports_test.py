@@ -32,6 +32,7 @@ ALLOWED = {
     "settings": "artifacts examples passages snapshots tokenization models.encoder models.masked_reader models.retriever",
     "questions": "artifacts passages examples settings tokenization",
     "training": "artifacts snapshots progress",
+    "stages": "artifacts",
 }
 ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "pipeline")  # in order: any above
 

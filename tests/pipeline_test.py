@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from realm_tf import artifacts, pipeline
+from realm_tf import artifacts, pipeline, stages
 from tests.embed_passages_test import REPOSITORY
 
 TINY = {
@@ -133,7 +133,7 @@ def test_own_corpus_without_questions(tmp_path):
 
 def test_commands():
   config = quickstart.get_config()
-  found = {stage.name: stage.command for stage in pipeline.stages(config, config_path="c.py", overrides={"seed": 1})}
+  found = {stage.name: stage.command for stage in stages.stages(config, config_path="c.py", overrides={"seed": 1})}
   assert found["finetune ict"] == (
       "realm_tf.finetune", "--config=c.py", "--config.seed=1", "--config.finetune.retrieval=dense",
       "--config.finetune.retriever=runs/quickstart/ict", "--config.finetune.reader=runs/quickstart/realm/warmup",
@@ -141,12 +141,12 @@ def test_commands():
   assert found["passages"][-2:] == ("--vocab_input=runs/quickstart/corpus/pretraining", "--output=runs/quickstart/passages")
   config.corpus.pretraining = ""  # X is Z
   config.mlm.steps = 0
-  found = {stage.name: stage.command for stage in pipeline.stages(config, config_path="c.py", overrides={})}
+  found = {stage.name: stage.command for stage in stages.stages(config, config_path="c.py", overrides={})}
   assert "pretraining spans" not in found and "mlm" not in found
   assert "--config.spans=runs/quickstart/spans-knowledge" in found["realm"]
 
 
 def test_mistakes_are_one_line(tmp_path):
   done = run_pipeline(str(tmp_path / "run"), {}, config="own_corpus")
-  assert done.returncode == 1 and done.stderr.startswith("PipelineError: no corpus; give your articles") and len(
+  assert done.returncode == 1 and done.stderr.startswith("ConfigError: no corpus; give your articles") and len(
       done.stderr.splitlines()) == 1
