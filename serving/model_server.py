@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent import futures
 
@@ -25,30 +26,29 @@ import prometheus_client
 import tensorflow as tf
 from absl import app, flags, logging
 from aiohttp import web
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
+from google.protobuf import text_format
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 from tensorflow_serving.config import model_server_config_pb2
 
 from realm_tf import artifacts
-from serving import batching, prediction_service, rest_api, versions
+from serving import batching, predict_protocol, prediction_service, rest_api, versions
 
 SERVICES = ("tensorflow.serving.PredictionService", "tensorflow.serving.ModelService")
 _DRAIN_SECS = 60  # longest wait for requests in flight at the end
 _LAST_SECS = 1  # for answers to reach their clients
 _HEALTH_SECS = 0.5  # between two looks at whether all models are available
 
-# Two config messages that tensorflow-serving-api leaves out: name → field → (number, type); a capital is a message.
-_CONFIG_MESSAGES = {
+_CONFIG_MESSAGES = predict_protocol.message_classes({  # that tensorflow-serving-api leaves out
+    "Integer": {"value": (1, "int64")}, "Text": {"value": (1, "string")},
     "BatchingParameters": {
-        "max_batch_size": (1, "google.protobuf.Int64Value"), "batch_timeout_micros": (2, "google.protobuf.Int64Value"),
-        "max_enqueued_batches": (3, "google.protobuf.Int64Value"), "num_batch_threads": (4, "google.protobuf.Int64Value"),
-        "thread_pool_name": (5, "google.protobuf.StringValue"), "allowed_batch_sizes": (6, "int64[]"),
+        "max_batch_size": (1, "Integer"), "batch_timeout_micros": (2, "Integer"), "max_enqueued_batches": (3, "Integer"),
+        "num_batch_threads": (4, "Integer"), "thread_pool_name": (5, "Text"), "allowed_batch_sizes": (6, "int64[]"),
         "pad_variable_length_inputs": (7, "bool")},
     "PrometheusConfig": {"enable": (1, "bool"), "path": (2, "string")},
-    "MonitoringConfig": {"prometheus_config": (1, "tensorflow.serving.PrometheusConfig")},
-}
+    "MonitoringConfig": {"prometheus_config": (1, "PrometheusConfig")},
+})
 
 
 # ================================================================================================================ config
@@ -62,31 +62,11 @@ def read_config(path: str, message):
     raise artifacts.UserError(f"{path!r} is no text of {message.DESCRIPTOR.full_name}: {error}") from error
 
 
-def config_message(name: str):
-  """An empty message of `_CONFIG_MESSAGES`."""
-  types = descriptor_pb2.FieldDescriptorProto
-  file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="tensorflow.serving", syntax="proto3",
-                                            dependency=[wrappers_pb2.DESCRIPTOR.name])
-  for message, fields in _CONFIG_MESSAGES.items():
-    descriptor = file.message_type.add(name=message)
-    for field, (number, kind) in fields.items():
-      label = types.LABEL_REPEATED if kind.endswith("[]") else types.LABEL_OPTIONAL
-      kind = kind.removesuffix("[]")
-      if "." in kind:
-        descriptor.field.add(name=field, number=number, label=label, type=types.TYPE_MESSAGE, type_name=f".{kind}")
-      else:
-        descriptor.field.add(name=field, number=number, label=label, type=getattr(types, f"TYPE_{kind.upper()}"))
-  pool = descriptor_pool.DescriptorPool()
-  pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-  pool.AddSerializedFile(file.SerializeToString())
-  return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"tensorflow.serving.{name}"))()
-
-
 def batching_parameters(path: str) -> batching.Parameters:
   """--batching_parameters_file; what it leaves out keeps TensorFlow Serving's default."""
   if not path:
     return batching.Parameters()
-  proto = read_config(path, config_message("BatchingParameters"))
+  proto = read_config(path, _CONFIG_MESSAGES["BatchingParameters"]())
   if proto.pad_variable_length_inputs:
     raise artifacts.UserError(
         f"{path!r}: pad_variable_length_inputs is not supported; leave it out: inputs of other shapes run in other batches.")
@@ -113,10 +93,10 @@ def model_config(args) -> model_server_config_pb2.ModelServerConfig:
 
 def metrics_path(path: str) -> str | None:
   """Where metrics are shown; None: nowhere."""
-  config = config_message("MonitoringConfig").prometheus_config
+  config = _CONFIG_MESSAGES["PrometheusConfig"]()
   config.enable = True  # without a file too: a scraper finds them without being told
   if path:
-    config = read_config(path, config_message("MonitoringConfig")).prometheus_config
+    config = read_config(path, _CONFIG_MESSAGES["MonitoringConfig"]()).prometheus_config
   return (config.path or "/monitoring/prometheus/metrics") if config.enable else None
 
 
@@ -138,6 +118,19 @@ class _Threads(futures.ThreadPoolExecutor):
   def _add(self, number: int) -> None:
     with self._lock:
       self.num_tasks += number
+
+
+class _RefuseWhenStopping(grpc.ServerInterceptor):
+  """Turns new calls away with UNAVAILABLE, which clients try elsewhere; gRPC's own `stop` would cancel them."""
+
+  stopping = False
+
+  def intercept_service(self, continuation, handler_call_details):
+    handler = continuation(handler_call_details)
+    if self.stopping and handler is not None and handler.unary_unary:
+      return grpc.unary_unary_rpc_method_handler(
+          lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "this server is stopping"))
+    return handler
 
 
 class Server:
@@ -190,13 +183,13 @@ class Server:
     logging.info("stopping: requests in flight may finish within %d s", _DRAIN_SECS)
     for task in tasks:
       task.cancel()
+    deadline = time.monotonic() + _DRAIN_SECS
+    self._refuse.stopping = True
     self._health.enter_graceful_shutdown()
-    stopped = self._grpc.stop(_DRAIN_SECS)
     await runner.cleanup()
-    while self._grpc_threads.num_tasks and not stopped.is_set():
+    while self._grpc_threads.num_tasks and time.monotonic() < deadline:
       await asyncio.sleep(0.05)
-    self._grpc.stop(_LAST_SECS)  # clients that watch the health would hold the server until the end
-    await asyncio.to_thread(stopped.wait)
+    await asyncio.to_thread(self._grpc.stop(_LAST_SECS).wait)  # not longer: clients that watch the health hold the server
 
   async def _watch_health(self) -> None:
     while True:
@@ -227,9 +220,9 @@ class Server:
 
   def _grpc_server(self, predictor: prediction_service.Predictor) -> grpc.Server:
     args = self._args
-    self._grpc_threads = _Threads(args.grpc_max_threads, thread_name_prefix="grpc")
+    self._grpc_threads, self._refuse = _Threads(args.grpc_max_threads, thread_name_prefix="grpc"), _RefuseWhenStopping()
     server = grpc.server(
-        self._grpc_threads,
+        self._grpc_threads, interceptors=[self._refuse],
         maximum_concurrent_rpcs=args.grpc_max_threads + args.max_waiting_requests,
         options=[("grpc.max_receive_message_length", args.max_request_bytes), ("grpc.max_send_message_length", -1),
                  ("grpc.so_reuseport", 0)])  # or a second server would take half of the first one's requests

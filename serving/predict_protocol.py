@@ -5,6 +5,8 @@ message. Here is the part of their .proto files that a client needs, as data: nu
 as theirs. The messages live in a pool of their own, so that both can be imported in one process.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -27,25 +29,29 @@ _MESSAGES = {
 _TYPES = {"f": (1, "float_val", np.dtype("<f4")), "i": (3, "int_val", np.dtype("<i4")), "U": (7, "string_val", None)}
 
 
-def _classes() -> dict[str, type]:
-  """The message classes of `_MESSAGES`."""
+def message_classes(messages: Mapping[str, Mapping[str, tuple[int, str]]]) -> dict[str, type]:
+  """Message classes by name.
+
+  Args:
+    messages: message → its fields: name → (number, type), as in `_MESSAGES`.
+  """
   types = descriptor_pb2.FieldDescriptorProto
-  file = descriptor_pb2.FileDescriptorProto(name="serving/predict.proto", package="serving.predict", syntax="proto3")
-  for name, fields in _MESSAGES.items():
+  file = descriptor_pb2.FileDescriptorProto(name="serving.proto", package="serving", syntax="proto3")
+  for name, fields in messages.items():
     message = file.message_type.add(name=name)
     for field, (number, kind) in fields.items():
       label = types.LABEL_REPEATED if kind.endswith("[]") else types.LABEL_OPTIONAL
       kind = kind.removesuffix("[]")
-      if kind in _MESSAGES:
+      if kind in messages:
         message.field.add(name=field, number=number, label=label, type=types.TYPE_MESSAGE, type_name=f".{file.package}.{kind}")
       else:
         message.field.add(name=field, number=number, label=label, type=types.Type.Value(f"TYPE_{kind.upper()}"))
   pool = descriptor_pool.DescriptorPool()
   pool.Add(file)
-  return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}")) for name in _MESSAGES}
+  return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}")) for name in messages}
 
 
-_CLASSES = _classes()
+_CLASSES = message_classes(_MESSAGES)
 Tensor, PredictRequest, PredictResponse = _CLASSES["Tensor"], _CLASSES["PredictRequest"], _CLASSES["PredictResponse"]
 
 
