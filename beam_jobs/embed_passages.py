@@ -44,8 +44,10 @@ class Embedder:
     self.batch_size = batch_size
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
-    self.retriever = snapshots.load_retriever(snapshot)
-    keras.config.set_dtype_policy(policy)
+    try:
+      self.retriever = snapshots.load_retriever(snapshot)
+    finally:
+      keras.config.set_dtype_policy(policy)
     self.tokenizer = snapshots.load_tokenizer(snapshot)
     self._snapshot = artifacts.read_info(snapshot)["fingerprint"]
     self._embed = tf.function(lambda tokens, segments: self.retriever.embed_passages(tokens, segments), jit_compile=jit_compile)
