@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 
 from realm_tf import artifacts, index, passages
-from tests.conftest import REPOSITORY
-from tests.embed_passages_test import wait_until
+from tests.processes import REPOSITORY, free_ports, is_listening, wait_until
 
 
 @pytest.fixture(scope="module", params=["two worker processes", "portable job service"])
@@ -21,7 +19,7 @@ def runner(request):
   if request.param == "two worker processes":
     yield ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
     return
-  job_port, pool_port = free_port(), free_port()
+  job_port, pool_port = free_ports(2)
   with background("apache_beam.runners.portability.local_job_service_main", f"--port={job_port}"), \
        background("apache_beam.runners.worker.worker_pool_main", f"--service_port={pool_port}"):
     for port in (job_port, pool_port):
@@ -85,14 +83,3 @@ def background(module: str, *args: str):
   finally:
     os.killpg(service.pid, signal.SIGKILL)
     service.wait()
-
-
-def free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
-
-
-def is_listening(port: int) -> bool:
-  with socket.socket() as client:
-    return client.connect_ex(("localhost", port)) == 0

@@ -20,7 +20,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from realm_tf import evaluate
 from realm_tf.questions import Question
 from serving import client, predict_protocol, signatures
-from tests.conftest import REPOSITORY
+from tests.processes import REPOSITORY
 
 TITLES = ["Zoë", "Čapek"]
 TEXTS = ["Zoë Müller wrote »Übermut« in Zürich, long ago.", "Karel Čapek wrote R.U.R. in Prague."]

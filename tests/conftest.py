@@ -8,8 +8,6 @@ from ml_collections import config_dict
 
 from realm_tf import artifacts
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
 
 @dataclasses.dataclass(frozen=True)
 class Toy:

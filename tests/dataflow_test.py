@@ -18,7 +18,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
 from tests import beam_runners_test
-from tests.conftest import REPOSITORY
+from tests.processes import REPOSITORY
 
 pytest.importorskip("apitools", reason="no Dataflow client: pip install -r requirements_dataflow.txt")
 

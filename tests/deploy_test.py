@@ -1,12 +1,10 @@
 """Deploy files agree with the programs that they start and with each other, and the package holds every file."""
 
 import ast
-import contextlib
 import json
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving import model_server, signatures
 from tests import imports_test
+from tests.processes import free_ports
 
 REPOSITORY = imports_test.REPOSITORY
 DEPLOY = REPOSITORY / "deploy"
@@ -147,8 +146,8 @@ def test_model_server_starts_as_compose_says_and_answers_the_probes(tmp_path):
   tf.saved_model.save(model, str(tmp_path / "models/1"), signatures={"serving_default": model.answer})
   config = tmp_path / "models.config"
   config.write_text((DEPLOY / "models.config").read_text().replace('"/models/realm"', f'"{tmp_path / "models"}"'))
-  rest_port = free_port()
-  here = {"host": "127.0.0.1", "port": str(free_port()), "rest_api_port": str(rest_port), "model_config_file": str(config),
+  port, rest_port = free_ports(2)
+  here = {"host": "127.0.0.1", "port": str(port), "rest_api_port": str(rest_port), "model_config_file": str(config),
           "batching_parameters_file": str(DEPLOY / "batching.config")}
   command = COMPOSE["model-server"]["command"]
   assert here.keys() < given(command).keys() and command[:3] == ["python", "-m", "serving.model_server"]
@@ -169,12 +168,6 @@ def test_model_server_starts_as_compose_says_and_answers_the_probes(tmp_path):
   finally:
     server.terminate()
     assert server.wait(timeout=60) == 0
-
-
-def free_port() -> int:
-  with contextlib.closing(socket.socket()) as listener:
-    listener.bind(("127.0.0.1", 0))
-    return listener.getsockname()[1]
 
 
 def status(port: int, path: str) -> int:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import keras
 import numpy as np
@@ -14,8 +13,8 @@ from beam_jobs import embed_passages
 from realm_tf import artifacts, examples, index, passages, snapshots
 from realm_tf.models.retriever import Retriever
 from realm_tf.tokenization import SPECIAL, Tokenizer
+from tests.processes import REPOSITORY, wait_until
 
-REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORDS = [f"w{i}" for i in range(50)]
 PASSAGE_LENGTH = 40  # not a multiple of the length step
 
@@ -137,10 +136,3 @@ def test_another_vocabulary_is_refused(snapshot, tmp_path):
 def run_job(*args: str) -> subprocess.Popen:
   """The job as people start it, in a process group of its own."""
   return subprocess.Popen([sys.executable, "-m", "beam_jobs.embed_passages", *args], cwd=REPOSITORY, start_new_session=True)
-
-
-def wait_until(condition, what: str, *, timeout_secs: float = 60) -> None:
-  deadline = time.monotonic() + timeout_secs
-  while not condition():
-    assert time.monotonic() < deadline, f"{what} did not appear in {timeout_secs} s"
-    time.sleep(0.002)

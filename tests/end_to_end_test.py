@@ -15,10 +15,9 @@ from selenium.webdriver.common.keys import Keys
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import client, signatures
-from tests.conftest import REPOSITORY
-from tests.embed_passages_test import wait_until
+from tests.processes import REPOSITORY, free_ports, is_listening, wait_until
 from tests.export_test import answerer, ask, asked, loaded, servable, workdirs  # noqa: F401  fixtures
-from tests.web_test import browser, free_port, listens, page_server, press, text, texts, wait_for  # noqa: F401  fixtures
+from tests.web_test import browser, page_server, press, text, texts, wait_for  # noqa: F401  fixtures
 
 NUM_QUESTIONS = 24
 NUMBERS = ("score", "answer_rank", "passage_number", "probability", "retrieval_score", "reader_score", "answer_start", "answer_end")
@@ -28,12 +27,12 @@ STRINGS = ("answer", "title", "text")
 @contextlib.contextmanager
 def model_server(base_path: str, *arguments: str):
   """Runs python -m serving.model_server. Yields its gRPC and REST ports."""
-  grpc_port, rest_port = free_port(), free_port()
+  grpc_port, rest_port = free_ports(2)
   process = subprocess.Popen(
       [sys.executable, "-m", "serving.model_server", f"--model_base_path={base_path}", f"--model_name={signatures.MODEL_NAME}",
        f"--port={grpc_port}", f"--rest_api_port={rest_port}", *arguments], cwd=REPOSITORY)
   try:
-    wait_until(lambda: listens(grpc_port) and answers(rest_port), "the model server")
+    wait_until(lambda: is_listening(grpc_port) and answers(rest_port), "the model server")
     yield grpc_port, rest_port
   finally:
     process.terminate()

@@ -18,7 +18,7 @@ from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
 from serving import export_hub
-from tests.conftest import REPOSITORY
+from tests.processes import REPOSITORY
 
 WHO = ["who wrote Hamlet?", "who sails to Ømberg", "who is the oldest of them?", "who told it to Rön?"]
 WHEN = ["when was Hamlet written?", "when do they sail", "in which year was it", "since when is Ömberg a town?"]

@@ -19,7 +19,7 @@ from beam_jobs import embed_passages, make_passages
 from realm_tf import artifacts, evaluate, examples, finetune, passages, questions, settings, snapshots
 from realm_tf.questions import Question
 from serving import export, graph, signatures
-from tests.conftest import REPOSITORY
+from tests.processes import REPOSITORY
 
 NUM_ANSWERS = 4
 NUM_CANDIDATES = 4

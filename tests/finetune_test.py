@@ -15,7 +15,7 @@ from beam_jobs import embed_passages
 from realm_tf import artifacts, bm25, closed_book, evaluate, finetune, index, metrics, passages, questions, settings, snapshots
 from realm_tf.tokenization import Tokenizer
 from tests import embed_passages_test
-from tests.conftest import REPOSITORY
+from tests.processes import REPOSITORY
 
 SYSTEMS = ("dense", "bm25", "none")
 

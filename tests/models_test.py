@@ -18,7 +18,7 @@ from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.tokenization import SPECIAL, Tokenizer
-from tests.conftest import REPOSITORY
+from tests.processes import REPOSITORY
 
 VOCABULARY = 30
 ARCHITECTURE = dict(vocabulary_size=VOCABULARY, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=24,

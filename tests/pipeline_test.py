@@ -12,7 +12,7 @@ import pytest
 
 from configs import quickstart
 from realm_tf import artifacts, pipeline, stages
-from tests.embed_passages_test import REPOSITORY
+from tests.processes import REPOSITORY
 
 TINY = {
     "corpus.num_entities": 16, "corpus.vocab_size": 300,

@@ -15,8 +15,7 @@ from realm_tf import artifacts, examples, index, passages, pretrain, progress, r
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.tokenization import Tokenizer
 from tests import embed_passages_test
-from tests.conftest import REPOSITORY
-from tests.embed_passages_test import wait_until
+from tests.processes import REPOSITORY, wait_until
 from tests.refresh_test import is_running
 
 # ---------------------------------------------------------------------------------------------------- a training run

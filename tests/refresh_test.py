@@ -15,7 +15,8 @@ from beam_jobs import embed_passages, refresh_index
 from realm_tf import artifacts, index, refresh
 from realm_tf.index import IndexConfig
 from tests import index_test
-from tests.embed_passages_test import REPOSITORY, embeddings_of, make_passages, publish_snapshot, wait_until
+from tests.embed_passages_test import embeddings_of, make_passages, publish_snapshot
+from tests.processes import REPOSITORY, wait_until
 
 
 class Work:

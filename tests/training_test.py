@@ -14,8 +14,7 @@ from keras import ops
 
 from realm_tf import artifacts, examples, passages, progress, settings, snapshots, training
 from realm_tf.pretrain_ict import IctModel
-from tests.conftest import REPOSITORY
-from tests.embed_passages_test import wait_until
+from tests.processes import REPOSITORY, wait_until
 
 # --------------------------------------------------------------------------------------------------------- optimizer
 

@@ -16,8 +16,7 @@ from aiohttp import web
 from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
-from tests.conftest import REPOSITORY
-from tests.embed_passages_test import wait_until
+from tests.processes import REPOSITORY, free_ports, is_listening, wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("chromium") is None or shutil.which("chromedriver") is None,
                                 reason="no browser: apt-get install chromium chromium-driver")
@@ -79,7 +78,7 @@ async def unknown(request: web.Request) -> web.Response:
 @contextlib.contextmanager
 def rest_api():
   """Runs the stand-in in a thread. Yields its URL."""
-  application, loop, started, port = web.Application(), asyncio.new_event_loop(), threading.Event(), free_port()
+  application, loop, started, port = web.Application(), asyncio.new_event_loop(), threading.Event(), free_ports(1)[0]
   application.add_routes([web.get("/v1/models/realm", status), web.post("/v1/models/realm:predict", predict),
                           web.get("/v1/models/{model}", unknown), web.post("/v1/models/{model}:predict", unknown)])
   runner = web.AppRunner(application)
@@ -107,33 +106,21 @@ def rest_api():
 @contextlib.contextmanager
 def page_server(rest: str, *arguments: str):
   """Runs python -m serving.web. Yields its URL."""
-  port = free_port()
+  port = free_ports(1)[0]
   command = [sys.executable, "-m", "serving.web", f"--rest={rest}", f"--port={port}", *arguments]
   process = subprocess.Popen(command, cwd=REPOSITORY)
   try:
-    wait_until(lambda: listens(port), "the page's server")
+    wait_until(lambda: is_listening(port), "the page's server")
     yield f"http://localhost:{port}"
   finally:
     process.terminate()
     assert process.wait(20) in (0, -15)
 
 
-def free_port() -> int:
-  with socket.socket() as listener:
-    listener.bind(("localhost", 0))
-    return listener.getsockname()[1]
-
-
-def listens(port: int) -> bool:
-  with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
-    return True
-  return False
-
-
 @pytest.fixture(scope="module")
 def servers():
   """URLs of pages: before the stand-in, before nothing, for a model that is not there."""
-  with rest_api() as rest, page_server(rest) as page, page_server(f"http://localhost:{free_port()}") as away, \
+  with rest_api() as rest, page_server(rest) as page, page_server(f"http://localhost:{free_ports(1)[0]}") as away, \
        page_server(rest, "--model_name=other") as other:
     yield {"page": page, "away": away, "other": other}
 
