@@ -1,10 +1,12 @@
 """One answer everywhere: evaluation, the loaded SavedModel, gRPC, REST and the web page say the same of the same questions."""
 
+import base64
 import contextlib
 import json
 import shutil
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 
 import grpc
@@ -15,8 +17,8 @@ from selenium.webdriver.common.keys import Keys
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from serving import client, signatures
-from tests.processes import REPOSITORY, free_ports, is_listening, wait_until
 from tests.export_test import answerer, ask, asked, loaded, servable, workdirs  # noqa: F401  fixtures
+from tests.processes import REPOSITORY, free_ports, is_listening, wait_until
 from tests.web_test import browser, page_server, press, text, texts, wait_for  # noqa: F401  fixtures
 
 NUM_QUESTIONS = 24
@@ -92,6 +94,57 @@ def test_client(asked, ports, wanted):  # noqa: F811
   assert [one.answers[0].text for one in found] == wanted["answer"][:, 0].tolist()
   np.testing.assert_allclose([one.answers[0].score for one in found], wanted["score"][:, 0], atol=1e-5)
   np.testing.assert_allclose([[passage.probability for passage in one.passages] for one in found], wanted["probability"], atol=1e-5)
+
+
+LONG = "where is the harbour ? " * 435  # 10,005 characters
+UTF8 = b"who founded \xff\xfe ?"
+REQUESTS = {  # what is asked → how it differs from a good request, gRPC's code, REST's status
+    "unknown model": ({"name": "nope"}, "NOT_FOUND", 404),
+    "unknown version": ({"version": 9}, "NOT_FOUND", 404),
+    "unknown signature": ({"signature": "nope"}, "FAILED_PRECONDITION", 400),
+    "unknown input": ({"input": "text"}, "INVALID_ARGUMENT", 400),
+    "wrong dtype": ({"value": [1.0]}, "INVALID_ARGUMENT", 400),
+    "wrong shape": ({"value": [["who ?"]]}, "INVALID_ARGUMENT", 400),
+    "empty batch": ({"value": np.array([], object)}, "OK", 200),
+    "empty question": ({"value": [""]}, "OK", 200),
+    "10,000 characters": ({"value": [LONG]}, "OK", 200),
+    "invalid UTF-8": ({"value": [UTF8]}, "OK", 200),
+    "100 MB": ({"value": ["x" * 100_000_000]}, "RESOURCE_EXHAUSTED", 413),
+    "a deadline of 1 ms": ({"value": [LONG] * 256, "timeout": 0.001}, "DEADLINE_EXCEEDED", None),  # REST has no deadlines
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_status_codes(ports, name):
+  """Bad and odd requests through the official stubs and plain REST get what TensorFlow Serving gives them."""
+  wish, code, status = REQUESTS[name]
+  wish = {"name": signatures.MODEL_NAME, "version": None, "signature": "answer", "input": "question", "value": ["who ?"], "timeout": 60} | wish
+  request = predict_pb2.PredictRequest()
+  request.model_spec.name, request.model_spec.signature_name = wish["name"], wish["signature"]
+  if wish["version"]:
+    request.model_spec.version.value = wish["version"]
+  request.inputs[wish["input"]].CopyFrom(tf.make_tensor_proto(wish["value"]))
+  with grpc.insecure_channel(f"localhost:{ports[0]}", options=[("grpc.max_send_message_length", -1)]) as channel:
+    try:
+      outputs = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict(request, timeout=wish["timeout"]).outputs
+      got, said = "OK", {key: tf.make_ndarray(value).shape for key, value in outputs.items()}
+      assert {shape[0] for shape in said.values()} == {len(wish["value"])}
+    except grpc.RpcError as error:
+      got, said = error.code().name, error.details()
+  print(f"{name}: gRPC {got}, {str(said)[:150]}")
+  assert got == code
+  if status:
+    version = f"/versions/{wish['version']}" if wish["version"] else ""
+    values = [{"b64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value for value in wish["value"]]
+    body = {"signature_name": wish["signature"], "inputs": {wish["input"]: values}}
+    request = urllib.request.Request(f"http://localhost:{ports[1]}/v1/models/{wish['name']}{version}:predict", json.dumps(body).encode())
+    try:
+      with urllib.request.urlopen(request, timeout=60) as response:
+        got, said = response.status, response.read()
+    except urllib.error.HTTPError as error:
+      got, said = error.code, error.read()
+    print(f"{name}: REST {got}, {said[:150]}")
+    assert got == status
 
 
 def over_rest(port: int, asked) -> dict:  # noqa: F811
