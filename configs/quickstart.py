@@ -14,6 +14,7 @@ def get_config():
   run = c.get_ref("run_dir")
   c.seed = 0
   c.jit_compile = False  # XLA for the training steps
+  c.num_devices = 1  # GPUs of the machine that share each batch of the masked-LM stages, ICT and REALM
 
   # ---- the corpus ----
   c.corpus = dict(

@@ -14,14 +14,17 @@ class IctLoss(NamedTuple):
   correct: object
 
 
-def in_batch_ict(queries, passages) -> IctLoss:
+def in_batch_ict(queries, passages, first=0) -> IctLoss:
   """Softmax cross entropy of each query's own passage among the batch's (ORQA, section 4).
 
   Args:
-    queries, passages: [B, D] float32, row i belongs to row i.
+    queries: [B, D] float32.
+    passages: [B', D] float32 of the whole batch; row `first + i` belongs to query i.
+    first: [] int32, not 0 where the batch is spread over devices.
   """
-  scores = ops.matmul(queries, ops.transpose(passages))  # [B, B]
-  own = ops.diagonal(scores)
+  scores = ops.matmul(queries, ops.transpose(passages))  # [B, B']
+  labels = ops.expand_dims(first + ops.arange(ops.shape(scores)[0]), -1)
+  own = ops.squeeze(ops.take_along_axis(scores, labels, axis=1), -1)  # [B]
   loss = ops.logsumexp(scores, axis=1) - own
   return IctLoss(loss, ops.cast(own >= ops.max(scores, axis=1), "float32"))
 

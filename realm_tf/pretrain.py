@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from realm_tf import (
-    artifacts, examples, losses, metrics, passages, questions, refresh, retrieval, settings, snapshots, training)
+    artifacts, devices, examples, losses, metrics, passages, questions, refresh, retrieval, settings, snapshots, training)
 from realm_tf.models.masked_reader import MaskedReader, target_log_probs
 from realm_tf.models.retriever import Retriever
 from realm_tf.progress import read_metrics
@@ -80,7 +80,7 @@ class RealmModel(keras.Model):
         marginal = ops.logsumexp(result.log_likelihoods + result.log_prior, axis=-1)
         self.means["retrieval_utility"].update_state(marginal - result.log_likelihoods[:, 0])
         self.means["null_prior"].update_state(prior[:, 0])
-    return loss
+    return loss / devices.count()
 
   @property
   def metrics(self):
@@ -150,15 +150,16 @@ class RefreshCallback(keras.callbacks.Callback):
   """Publishes snapshots, watches the refresh job, takes over new indexes, and counts what happened.
 
   Args:
+    write_snapshot: publishes W/snapshots/<step>, given the step; returns the folder.
     swapper: holds the index in use; asked after every step whether a newer one is ready.
     recall: measures retrieval on held-out clozes with an index.
   """
 
-  def __init__(self, model: RealmModel, swapper: retrieval.Swapper, refresher: refresh.Refresher, *, workdir: str, step: int,
-               every_steps: int, tokenizer, recall: Callable[[retrieval.IndexedRetriever], dict]):
+  def __init__(self, write_snapshot: Callable[[int], str], swapper: retrieval.Swapper, refresher: refresh.Refresher, *, workdir: str,
+               step: int, every_steps: int, recall: Callable[[retrieval.IndexedRetriever], dict]):
     super().__init__()
-    self.realm, self.swapper, self.refresher, self.measure_recall = model, swapper, refresher, recall
-    self.workdir, self.step, self.every_steps, self.tokenizer = workdir, step, every_steps, tokenizer
+    self.write_snapshot, self.swapper, self.refresher, self.measure_recall = write_snapshot, swapper, refresher, recall
+    self.workdir, self.step, self.every_steps = workdir, step, every_steps
     self.snapshot_step = step // every_steps * every_steps
     self.counts = {name: 0.0 for name in ("refreshes", "steps_during_refreshes", "staleness_steps", "max_staleness_steps")}
     for row in read_metrics(workdir):
@@ -181,11 +182,9 @@ class RefreshCallback(keras.callbacks.Callback):
 
   def publish(self) -> str:
     """Writes W/snapshots/<step> and deletes those that nothing uses any more."""
-    root = os.path.join(self.workdir, "snapshots")
-    folder = snapshots.publish(root, self.step, {"retriever": self.realm.retriever, "reader": self.realm.reader},
-                               tokenizer=self.tokenizer, made_by="pretrain")
+    folder = self.write_snapshot(self.step)
     self.snapshot_step = self.step
-    artifacts.prune(root, newest=1, keep_steps=self.refresher.snapshots_in_use() | {self.swapper.current.step})
+    artifacts.prune(os.path.dirname(folder), newest=1, keep_steps=self.refresher.snapshots_in_use() | {self.swapper.current.step})
     return folder
 
   def metrics(self) -> dict[str, float]:
@@ -245,12 +244,14 @@ def train_masked_lm(config, section, workdir: str, batches: Batches, reader: Mas
                     indexed: retrieval.IndexedRetriever | None = None) -> None:
   """REALM with one given passage: trains the reader alone."""
   if section.steps:
+    with devices.on(config.num_devices):
+      model = RealmModel(None, reader)
+      optimizer = training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
     training.train(
-        RealmModel(None, reader), lambda step: batches.masked_lm(
+        model, lambda step: batches.masked_lm(
             step, batch_size=section.batch_size, pretraining_every=section.pretraining_every, indexed=indexed),
         workdir=workdir, steps=section.steps, log_every=section.log_every, checkpoint_every=section.checkpoint_every,
-        batch_size=section.batch_size, jit_compile=config.jit_compile,
-        optimizer=training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
+        batch_size=section.batch_size, jit_compile=config.jit_compile, optimizer=optimizer)
 
 
 def pretrain(config, workdir: str) -> str:
@@ -273,8 +274,12 @@ def pretrain(config, workdir: str) -> str:
   warm = warm_up(config, os.path.join(workdir, "warmup"), batches, reader, first, tokenizer)
 
   section, roots = config.realm, {name: os.path.join(workdir, name) for name in ("snapshots", "indexes")}
-  retriever = snapshots.load_retriever(warm)
-  model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
+  with devices.on(config.num_devices):
+    retriever = snapshots.load_retriever(warm)
+    model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
+    optimizer = training.bert_optimizer(
+        learning_rate=section.learning_rate, steps=section.steps, slow=retriever.trainable_variables,
+        slow_factor=section.retriever_learning_rate_ratio)
   start = artifacts.latest(os.path.join(workdir, "checkpoints"))
   step = artifacts.step_of(start) if start else 0
   for root in roots.values():
@@ -284,16 +289,15 @@ def pretrain(config, workdir: str) -> str:
                          start_job=config.refresh.start_job, job_args=config.refresh.job_args) as refresher:
     swapper = retrieval.Swapper(newest_index(config, workdir, first), newest_index=refresher.newest_index,
                                 snapshots_root=roots["snapshots"], passages=config.passages)
+    write_snapshot = lambda step: snapshots.publish(
+        roots["snapshots"], step, {"retriever": retriever, "reader": reader}, tokenizer=tokenizer, made_by="pretrain")
     refreshing = RefreshCallback(
-        model, swapper, refresher, workdir=workdir, step=step, every_steps=config.refresh.every_steps, tokenizer=tokenizer,
+        write_snapshot, swapper, refresher, workdir=workdir, step=step, every_steps=config.refresh.every_steps,
         recall=dev_cloze_recall(config, tokenizer, matcher))
     training.train(
         model, lambda step: batches.realm(step, indexed=swapper.current), workdir=workdir, steps=section.steps,
         log_every=section.log_every, checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
-        jit_compile=config.jit_compile, extra_metrics=refreshing.metrics, callbacks=[refreshing],
-        optimizer=training.bert_optimizer(
-            learning_rate=section.learning_rate, steps=section.steps,
-            slow=retriever.trainable_variables, slow_factor=section.retriever_learning_rate_ratio))
+        jit_compile=config.jit_compile, optimizer=optimizer, extra_metrics=refreshing.metrics, callbacks=[refreshing])
   last = artifacts.step_folder(roots["snapshots"], section.steps)
   if not artifacts.is_complete(last):
     last = refreshing.publish()

@@ -10,7 +10,7 @@ import os
 import keras
 from keras import ops
 
-from realm_tf import artifacts, examples, losses, passages, settings, snapshots, training
+from realm_tf import artifacts, devices, examples, losses, passages, settings, snapshots, training
 from realm_tf.models.retriever import Retriever
 
 
@@ -27,14 +27,15 @@ class IctModel(keras.Model):
     return self.retriever(inputs, training=training)
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    result = losses.in_batch_ict(y_pred["queries"], y_pred["passages"])
+    everybody = devices.gather(y_pred["passages"])
+    result = losses.in_batch_ict(y_pred["queries"], everybody.rows, everybody.first)
     loss, removed = ops.mean(result.loss), x["removed"]
     self.means["loss"].update_state(loss)
     self.means["accuracy"].update_state(result.correct)
     self.means["accuracy_removed"].update_state(result.correct, removed)
     self.means["accuracy_kept"].update_state(result.correct, 1 - removed)
     self.means["removed"].update_state(removed)
-    return loss
+    return loss / devices.count()
 
   @property
   def metrics(self):
@@ -55,14 +56,16 @@ def pretrain_ict(config, workdir: str) -> str:
     raise artifacts.UserError(f"ict.batch_size is {config.ict.batch_size}, the corpus has {len(table)} passages; in-batch negatives want "
                      "different passages: lower the batch size.")
   retriever = settings.new_retriever(config, tokenizer)
+  with devices.on(config.num_devices):
+    model = IctModel(retriever)
+    optimizer = training.bert_optimizer(learning_rate=config.ict.learning_rate, steps=config.ict.steps)
   data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.retriever.query_length,
                               passage_length=config.retriever.passage_length, removal_rate=config.ict.removal_rate)
   if config.ict.steps:
     training.train(
-        IctModel(retriever), lambda step: data.batch(step, batch_size=config.ict.batch_size, seed=config.seed),
+        model, lambda step: data.batch(step, batch_size=config.ict.batch_size, seed=config.seed),
         workdir=workdir, steps=config.ict.steps, log_every=config.ict.log_every,
-        checkpoint_every=config.ict.checkpoint_every, batch_size=config.ict.batch_size, jit_compile=config.jit_compile,
-        optimizer=training.bert_optimizer(learning_rate=config.ict.learning_rate, steps=config.ict.steps))
+        checkpoint_every=config.ict.checkpoint_every, batch_size=config.ict.batch_size, jit_compile=config.jit_compile, optimizer=optimizer)
   return snapshots.publish(os.path.join(workdir, "snapshots"), config.ict.steps, {"retriever": retriever},
                            tokenizer=tokenizer, made_by="pretrain_ict")
 

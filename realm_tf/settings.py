@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import app, flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, examples, passages, snapshots
+from realm_tf import artifacts, devices, examples, passages, snapshots
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
@@ -24,7 +24,8 @@ def tokenizer(passages_folder: str) -> Tokenizer:
 def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
   """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
   architecture, weights = _encoder(config.encoder, tokenizer, config.retriever.passage_length)
-  retriever = Retriever(architecture=architecture, **config.retriever)
+  with devices.on(config.num_devices):
+    retriever = Retriever(architecture=architecture, **config.retriever)
   warm = _warm_reader(config, tokenizer)
   for tower in retriever.towers:
     _start(tower.encoder, warm.encoder.get_weights() if warm else weights, config.encoder.init_std)
@@ -34,7 +35,8 @@ def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
 def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) -> MaskedReader:
   """A masked reader with fresh or published encoder weights, or with those of the masked-LM warm start where there is one."""
   architecture, weights = _encoder(config.encoder, tokenizer, config.reader.length)
-  reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
+  with devices.on(config.num_devices):
+    reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
   if warm := warm_start and _warm_reader(config, tokenizer):
     reader.set_weights(warm.get_weights())
   else:

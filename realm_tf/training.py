@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
-from realm_tf import artifacts, snapshots
+from realm_tf import artifacts, devices, snapshots
 from realm_tf.progress import MetricsLog
 
 CHECKPOINT = "checkpoint"
@@ -53,6 +54,11 @@ class BertAdamW(keras.optimizers.AdamW):
     super().update_step(gradient, variable, learning_rate)
 
 
+  def _clip_gradients(self, grads):
+    """By the norm of the whole batch's gradient; Keras clips each device's share before it adds them up."""
+    return [grad / devices.count() for grad in super()._clip_gradients(devices.add_up(grads))]
+
+
 def bert_optimizer(*, learning_rate: float, steps: int, slow: Sequence[keras.Variable] = (), slow_factor: float = 1.0) -> BertAdamW:
   """AdamW, decay 0.01 except on biases and LayerNorm, global norm clipped at 1, warm-up min(10k, max(100, steps/10)).
 
@@ -79,12 +85,16 @@ def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]]
     extra_metrics: further values for those rows.
 
   Raises:
-    TrainingError: the loss is not finite.
+    TrainingError: the loss is not finite, or the batch does not divide by the devices that the model was built on.
   """
   if steps % log_every or checkpoint_every % log_every:
     raise TrainingError(f"steps is {steps} and checkpoint_every {checkpoint_every}; both must be multiples of log_every, {log_every}.")
-  model.compile(optimizer=optimizer, jit_compile=jit_compile)
-  optimizer.build(model.trainable_variables)
+  strategy = model.distribute_strategy
+  if batch_size % strategy.num_replicas_in_sync:
+    raise TrainingError(f"batch_size is {batch_size}; it must be a multiple of num_devices, {strategy.num_replicas_in_sync}.")
+  with strategy.scope():
+    model.compile(optimizer=optimizer, jit_compile=jit_compile)
+    optimizer.build(model.trainable_variables)
   start = restore(model, workdir)
   if start:
     print(f"{workdir}: going on from step {start} of {steps}", file=sys.stderr)
@@ -103,13 +113,19 @@ def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]]
 
   try:
     model.fit(
-        stream(), steps_per_epoch=log_every, shuffle=False, initial_epoch=start // log_every, epochs=steps // log_every,
+        stream() if strategy.num_replicas_in_sync == 1 else _dataset(stream), steps_per_epoch=log_every, shuffle=False, initial_epoch=start // log_every, epochs=steps // log_every,
         verbose=1 if sys.stderr.isatty() else 2,
         callbacks=[_Report(workdir, start, log_every, checkpoint_every, batch_size, extra_metrics), *callbacks])
   except Exception as error:
     if failed and error is not failed[0]:
       raise failed[0] from error  # tf.data wraps it in an UnknownError with a traceback in its message
     raise
+
+
+def _dataset(stream: Callable) -> tf.data.Dataset:
+  """The stream as what a strategy can spread over devices."""
+  spec = tf.nest.map_structure(lambda array: tf.TensorSpec(array.shape, array.dtype), next(stream()))
+  return tf.data.Dataset.from_generator(stream, output_signature=spec)
 
 
 def restore(model: keras.Model, workdir: str) -> int:

@@ -29,9 +29,10 @@ ALLOWED = {
     "refresh": "artifacts index",
     "retrieval": "artifacts metrics passages examples snapshots index models.retriever",
     "bm25": "passages retrieval",
-    "settings": "artifacts examples passages snapshots tokenization models.encoder models.masked_reader models.retriever",
+    "devices": "artifacts",
+    "settings": "artifacts devices examples passages snapshots tokenization models.encoder models.masked_reader models.retriever",
     "questions": "artifacts passages examples settings tokenization",
-    "training": "artifacts snapshots progress",
+    "training": "artifacts devices snapshots progress",
     "stages": "artifacts",
 }
 ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "pipeline")  # in order: any above

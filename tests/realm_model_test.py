@@ -1,0 +1,151 @@
+"""REALM's loss and gradients against the sum over ALL passages, written out in float64; and what each switch of it changes."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from realm_tf import examples, passages, pretrain, settings
+
+LENGTHS = dict(query_length=24, passage_length=44)
+READER_LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def parts(toy):
+  """Retriever and reader with distinct weights everywhere, and four masked queries with every passage of the corpus as a candidate."""
+  config = toy.config()
+  table, tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
+  retriever, reader = settings.new_retriever(config, tokenizer), settings.new_masked_reader(config, tokenizer)
+  rng = np.random.default_rng(0)
+  for weight in retriever.trainable_weights + reader.trainable_weights:  # fresh ones take all passages for the same
+    weight.assign(weight + rng.normal(size=weight.shape, scale=0.2).astype(np.float32))
+  data = examples.MaskedSentences(config.knowledge_spans, tokenizer=tokenizer, query_length=24, max_masks=5, knowledge=table.fingerprint)
+  queries = data.batch(3, batch_size=4, seed=0)
+  numbers = np.tile(np.arange(-1, len(table)), (4, 1))  # the null passage first
+  return retriever, reader, batch_of(queries, numbers, table, tokenizer), table
+
+
+def batch_of(queries, numbers, table, tokenizer) -> dict[str, np.ndarray]:
+  query_ids = examples.pack_queries(queries.ids.tensor(), tokenizer=tokenizer, length=24).numpy()
+  return examples.realm_batch(queries, query_ids, numbers, table, tokenizer=tokenizer, reader_length=READER_LENGTH, **LENGTHS)
+
+
+def by_hand(retriever, reader, batch) -> tuple[np.ndarray, np.ndarray]:
+  """f(x, z) [B, C] and log p of each masked word piece given each passage [B, C, M] in float64, one pair at a time."""
+  num_queries, num = batch["passage_ids"].shape[:2]
+  scores, log_probs = np.zeros([num_queries, num]), np.zeros([num_queries, num, batch["targets"].shape[1]])
+  for b in range(num_queries):
+    query = np.array(retriever.embed_queries(batch["query_ids"][b:b + 1]), np.float64)[0]
+    for c in range(num):
+      vector = retriever.embed_passages(batch["passage_ids"][b, c][None], batch["passage_segments"][b, c][None])
+      scores[b, c] = np.array(vector, np.float64)[0] @ query
+      logits = reader({"token_ids": batch["reader_ids"][b, c][None], "segment_ids": batch["reader_segments"][b, c][None],
+                       "mask_positions": batch["mask_positions"][b][None]})
+      weights = np.exp(np.array(logits, np.float64)[0])  # [M, V]
+      log_probs[b, c] = np.log(weights[np.arange(len(weights)), batch["targets"][b]] / weights.sum(-1))
+  return scores, log_probs
+
+
+@pytest.fixture(scope="module")
+def exact(parts):
+  retriever, reader, batch, _ = parts
+  scores, log_probs = by_hand(retriever, reader, batch)
+  prior = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+  return scores, log_probs, prior
+
+
+def nll(log_probs, prior, mask, *, per_token: bool) -> np.ndarray:
+  """−log p(y|x) [B] by sums and products of probabilities."""
+  found = []
+  for probs, p, used in zip(np.exp(log_probs), prior, mask > 0):
+    if per_token:
+      found.append(-np.mean(np.log(p @ probs[:, used])))
+    else:
+      found.append(-np.log(sum(p[c] * np.prod(probs[c, used]) for c in range(len(p)))))
+  return np.array(found)
+
+
+def loss_of(model, batch):
+  batch = {name: tf.constant(value) for name, value in batch.items()}
+  outputs = model(batch)
+  return model.compute_loss(x=batch, y_pred=outputs), outputs
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_loss_is_the_sum_over_all_passages(parts, exact, per_token):
+  retriever, reader, batch, table = parts
+  scores, log_probs, prior = exact
+  model = pretrain.RealmModel(retriever, reader, per_token=per_token)
+  loss, outputs = loss_of(model, batch)
+  wanted = nll(log_probs, prior, batch["target_mask"], per_token=per_token)
+  other = nll(log_probs, prior, batch["target_mask"], per_token=not per_token)
+  print(f"per_token={per_token}: loss {float(loss):.6f}, over {len(table)} passages and none by hand {wanted.mean():.6f} "
+        f"(the other marginal: {other.mean():.6f}); p(z|x) from {prior.min():.1e} to {prior.max():.2f}")
+  np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
+  np.testing.assert_allclose(float(loss), wanted.mean(), rtol=1e-5)
+  assert abs(other.mean() - wanted.mean()) > 0.1 and prior.max() > 2 / len(table)
+  top = np.argsort(-scores[:, 1:], axis=1)[:, :4] + 1  # REALM, section 3.3: the best few stand for all
+  cut = np.concatenate([np.zeros([4, 1], int), top], axis=1)
+  kept = np.take_along_axis(prior, cut, 1)
+  print("with the null passage and the best four instead of all:",
+        nll(np.take_along_axis(log_probs, cut[..., None], 1), kept / kept.sum(-1, keepdims=True), batch["target_mask"],
+            per_token=per_token).mean())
+
+
+def test_gradients_are_those_of_the_sum(parts, exact):
+  """∇θ log p(y|x) = Σ_z r(z) ∇θ f(x,z) with r(z) = [p(y|z,x)/p(y|x) − 1] p(z|x) (REALM, section 3.3), for every weight of the retriever."""
+  retriever, reader, batch, _ = parts
+  _, log_probs, prior = exact
+  likelihood = np.exp((log_probs * batch["target_mask"][:, None]).sum(-1))  # [B, C]
+  marginal = (likelihood * prior).sum(-1, keepdims=True)
+  r = (likelihood / marginal - 1) * prior
+  model = pretrain.RealmModel(retriever, reader)
+  with tf.GradientTape(persistent=True) as tape:
+    loss, outputs = loss_of(model, batch)
+    scores = outputs["scores"]
+  np.testing.assert_allclose(tape.gradient(loss, scores), -r / len(r), atol=1e-6)
+  got = tape.gradient(loss, retriever.trainable_variables)
+  wanted = tape.gradient(scores, retriever.trainable_variables, output_gradients=tf.constant(-r / len(r), tf.float32))
+  far, size = 0.0, 0.0
+  for one, other in zip(got, wanted, strict=True):
+    one, other = (tf.convert_to_tensor(part).numpy() for part in (one, other))
+    far, size = max(far, np.abs(one - other).max()), max(size, np.abs(other).max())
+  print(f"r(z) from {r.min():.1e} to {r.max():.1e}; {len(got)} gradients of up to {size:.1e} differ by at most {far:.1e}")
+  np.testing.assert_allclose(r.sum(-1), 0, atol=1e-12)
+  assert far < 1e-5 * max(size, 1e-3) and size > 1e-4 and (r > 0).any()
+
+
+def test_null_passage_switch(parts, exact):
+  """Without the null passage the sum goes over the others alone, and retrieval utility is not reported."""
+  retriever, reader, batch, _ = parts
+  _, log_probs, prior = exact
+  model = pretrain.RealmModel(retriever, reader, null=False)
+  names = ("passage_ids", "passage_segments", "reader_ids", "reader_segments")
+  loss, _ = loss_of(model, {**batch, **{name: batch[name][:, 1:] for name in names}})
+  without = prior[:, 1:] / prior[:, 1:].sum(-1, keepdims=True)
+  wanted = nll(log_probs[:, 1:], without, batch["target_mask"], per_token=False).mean()
+  print(f"{float(loss):.6f}, by hand {wanted:.6f}, with the null passage {nll(log_probs, prior, batch['target_mask'], per_token=False).mean():.6f}")
+  np.testing.assert_allclose(float(loss), wanted, rtol=1e-5)
+  utility = model.means["retrieval_utility"]
+  assert float(utility.result()) == 0 and float(model.means["loss"].result()) == pytest.approx(wanted, rel=1e-5)
+  with_null = pretrain.RealmModel(retriever, reader)
+  loss_of(with_null, batch)
+  given = (log_probs * batch["target_mask"][:, None]).sum(-1)
+  by_utility = np.mean(np.log((np.exp(given) * prior).sum(-1)) - given[:, 0])
+  print("retrieval utility", float(with_null.means["retrieval_utility"].result()), by_utility)
+  np.testing.assert_allclose(float(with_null.means["retrieval_utility"].result()), by_utility, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_towers_train_together_or_apart(toy, parts, shared):
+  _, reader, batch, _ = parts
+  config = toy.config(retriever__shared=shared)
+  retriever = settings.new_retriever(config, settings.tokenizer(config.passages))
+  model = pretrain.RealmModel(retriever, reader)
+  with tf.GradientTape() as tape:
+    loss, _ = loss_of(model, batch)
+  gradients = tape.gradient(loss, [retriever.query_tower.projection.kernel.value, retriever.passage_tower.projection.kernel.value])
+  sizes = [float(tf.norm(gradient)) for gradient in gradients]
+  same = retriever.query_tower is retriever.passage_tower
+  print(f"shared={shared}: gradients of the two projections {sizes}, {len(retriever.trainable_variables)} weights")
+  assert same == shared and min(sizes) > 0 and (sizes[0] == sizes[1]) == shared
