@@ -58,6 +58,7 @@ def get_config():
       log_every=100, checkpoint_every=400)
   c.ict = dict(
       workdir=run + "/ict", steps=50, batch_size=64, learning_rate=1e-3,
+      query_length=c.retriever.get_oneway_ref("query_length"),
       removal_rate=0.9,  # how often the query sentence is taken out of its passage
       log_every=50, checkpoint_every=50)
   c.warmup = dict(
@@ -90,10 +91,12 @@ def get_config():
       reader=run + "/realm",  # snapshots/ whose reader's encoder the span reader starts from
       questions=run + "/corpus/questions.train.jsonl",
       steps=500, batch_size=32, learning_rate=1e-3, retriever_learning_rate_ratio=0.3,
-      beam=200,  # passages in the retriever's loss
+      beam=200,  # passages in the retriever's loss (5000 as published); all, where there are fewer
+      has_answer="tokens",  # which of them count as right: an answer's normalised words, or "raw" (the released code), as written
       num_read=5,  # passages read
       reader_length=64, max_span=5, span_dim=64,
       sync_steps=10,  # how often retrieval takes over the question tower's new weights
+      refresh_every_steps=0,  # 0: passages stay as embedded (published); else their tower trains too, and they are embedded anew
       log_every=50, checkpoint_every=250)
 
   # ---- evaluation ----

@@ -4,6 +4,7 @@ The question is followed by [MASK]s; the reader is fine-tuned to fill them with 
 """
 
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,8 +28,17 @@ def inputs(ids: passages.Ragged, rows: np.ndarray, reader: MaskedReader, tokeniz
 
 
 def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
-  """Trains the masked reader to answer from the question alone; returns the snapshot."""
+  """Trains the masked reader to answer from the question alone; returns the snapshot.
+
+  Raises:
+    UserError: all answers are regular expressions, which cannot be written out.
+  """
   section, tokenizer = config.finetune, settings.tokenizer(config.passages)
+  spelled = [row for row in rows if not row.regex]
+  if len(spelled) < len(rows):
+    print(f"{len(rows) - len(spelled)} questions left out: their answers are regular expressions", file=sys.stderr)
+  if not (rows := spelled):
+    raise artifacts.UserError("all answers are regular expressions; finetune.retrieval=none learns answers as they are written.")
   snapshot = snapshots.newest(section.reader, advice="run realm_tf.pretrain first.")
   examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   reader = snapshots.load_model(snapshot, "reader")

@@ -1,11 +1,11 @@
-"""Answers questions with a trained system and scores it: exact match, F1, recall@k.
+"""Answers questions with a trained system and scores it: exact match, F1, recall@k, reader oracle, retrieval utility.
 
     python -m realm_tf.evaluate --workdir=W --questions=Q.jsonl --output=predictions.jsonl
 
 W is a fine-tuned workdir, or a pre-trained one (with snapshots/ and indexes/): then retrieval alone is scored, zero-shot.
---clozes instead of --questions scores retrieval for masked sentences. --index and --passages put another corpus in place of the
-one that W was trained on; --retrieval=bm25 scores the sparse baseline without any model. The scores go to
-predictions.metrics.json, beside the predictions.
+--clozes instead of --questions scores retrieval for masked sentences, and what it does for the masked reader. --index and
+--passages put another corpus in place of the one that W was trained on; --retrieval=bm25 scores the sparse baseline without any
+model. The scores go to predictions.metrics.json, beside the predictions.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ from absl import flags
 from realm_tf import (
     artifacts, bm25, closed_book, examples, index, metrics, passages, progress, questions, retrieval, settings, snapshots)
 from realm_tf.finetune import OpenQaModel, QaExamples
+from realm_tf.pretrain import RealmModel
 from realm_tf.questions import Question
 
-RECALL_AT = (1, 5, 20, 100)
+RECALL_AT = (1, 5, 10, 20, 50, 100, 500, 1000, 5000)
 _BATCH_SIZE = 32
 _TRAIN_FIRST = "give the workdir of a trainer that has finished."
 
@@ -36,6 +37,7 @@ class Answer:
     read_from: passage number.
     byte_span: (start, end) of the answer in that passage's UTF-8 text.
     numbers, scores: the passages found, best first.
+    readable: whether the passages read hold a right answer, so that a perfect reader would have found it.
   """
 
   text: str
@@ -44,6 +46,7 @@ class Answer:
   byte_span: tuple[int, int]
   numbers: np.ndarray
   scores: np.ndarray
+  readable: bool = False
 
 
 # ========================================================================================================== answering
@@ -101,7 +104,7 @@ class Answerer:
       self.search, embeddings = lambda ids, texts: searcher.search(texts, depth), None
     else:
       folder = index_folder or info["index"]
-      check_index_snapshot(folder, (info["index_snapshot"], info["fingerprint"]))  # both have the same passage tower
+      check_index_snapshot(folder, (info["index_snapshot"], info["fingerprint"]))  # where both are, they share a passage tower
       indexed = retrieval.IndexedRetriever(
           snapshots.load_retriever(snapshot), index.load(folder, passages=self.passages_folder), artifacts.step_of(snapshot), folder)
       tower, embeddings = indexed.retriever.query_tower, index.read_embeddings(folder, num_rows=len(self.table))
@@ -121,17 +124,22 @@ class Answerer:
                       reader=self.reader, num_read=self.num_read)
     answers, rate = [], progress.Rate("questions", len(rows))
     for start in range(0, len(rows), _BATCH_SIZE):
-      inputs, numbers = data.inputs(np.arange(start, min(start + _BATCH_SIZE, len(rows))))
+      asked = np.arange(start, min(start + _BATCH_SIZE, len(rows)))
+      inputs, numbers = data.inputs(asked)
       outputs = self.model.predict_on_batch(inputs)
-      answers += [
-          best_answer(outputs["span_scores"][i], outputs["span_mask"][i], inputs["reader_ids"][i], inputs["reader_segments"][i],
-                      numbers[i], outputs["beam_scores"][i], self.table, continues=self.tokenizer.continues)
-          for i in range(len(numbers))]
+      readable = (data.span_correct(asked, numbers, inputs) * outputs["span_mask"]).any(axis=(1, 2, 3))
+      for i, found in enumerate(numbers):
+        answer = best_answer(
+            outputs["span_scores"][i], outputs["span_mask"][i], inputs["reader_ids"][i], inputs["reader_segments"][i], found,
+            outputs["beam_scores"][i], self.table, continues=self.tokenizer.continues)
+        answers.append(dataclasses.replace(answer, readable=bool(readable[i])))
       rate.add(len(numbers))
     return answers
 
 
-def check_index_snapshot(folder: str, wanted: Sequence[str]) -> None:
+def check_index_snapshot(folder: str, wanted: Sequence[str | None]) -> None:
+  """Raises ArtifactError where an index was made from none of the wanted snapshots (fingerprints; None stands for none)."""
+  wanted = [fingerprint for fingerprint in wanted if fingerprint]
   got = artifacts.read_info(folder, kind=index.KIND)["inputs"]["snapshot"]["fingerprint"]
   if got not in wanted:
     raise artifacts.ArtifactError(
@@ -143,21 +151,33 @@ def check_index_snapshot(folder: str, wanted: Sequence[str]) -> None:
 
 
 def score_answers(rows: Sequence[Question], answers: Sequence[Answer], table: passages.PassageTable) -> dict[str, float]:
-  """exact_match and f1 (0 to 1), and recall@k where passages were found."""
-  scores = {
-      "questions": len(rows),
-      "exact_match": float(np.mean([metrics.exact_match(answer.text, row.answers) for row, answer in zip(rows, answers)])),
-      "f1": float(np.mean([metrics.f1(answer.text, row.answers) for row, answer in zip(rows, answers)])),
-  }
+  """exact_match and f1 (0 to 1), and where passages were found, reader_oracle and recall@k."""
+  right, overlap = ([rule(answer.text, row.answers, regex=row.regex) for row, answer in zip(rows, answers)]
+                    for rule in (metrics.exact_match, metrics.f1))
+  scores = {"questions": len(rows), "exact_match": float(np.mean(right)), "f1": float(np.mean(overlap))}
   if any(len(answer.numbers) for answer in answers):
-    matcher = metrics.AnswerMatcher(table.texts)
-    scores |= metrics.recall_at([matcher.has_answer(a.numbers, row.answers) for row, a in zip(rows, answers)], RECALL_AT)
+    scores["reader_oracle"] = float(np.mean([answer.readable for answer in answers]))
+    scores |= recall(rows, [answer.numbers for answer in answers], table)
+  return scores
+
+
+def recall(rows: Sequence[Question], numbers: Sequence[np.ndarray], table: passages.PassageTable) -> dict[str, float]:
+  """recall@k by both definitions of having an answer: normalised words, and under raw_ the released code's (see AnswerMatcher).
+
+  Args:
+    numbers: per question, [K] passage numbers, best first; where K is less than k, recall@k is recall@K.
+  """
+  scores = {}
+  for prefix, raw in (("", False), ("raw_", True)):
+    matcher = metrics.AnswerMatcher(table.texts, raw=raw)
+    found = [matcher.has_answer(beam, row.answers, regex=row.regex, first_only=True) for row, beam in zip(rows, numbers)]
+    scores |= {f"{prefix}{name}": value for name, value in metrics.recall_at(found, RECALL_AT).items()}
   return scores
 
 
 def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, bm25_baseline: bool, index_folder: str | None,
-                       passages_folder: str | None) -> dict[str, float]:
-  """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages."""
+                       passages_folder: str | None, num_candidates: int) -> dict[str, float]:
+  """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages; for clozes also the retrieval utility."""
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   folder = index_folder or artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
   passages_folder = passages_folder or artifacts.read_info(folder, kind=index.KIND)["inputs"]["passages"]["path"]
@@ -176,8 +196,52 @@ def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, 
   else:
     indexed = retrieval.load(folder, passages=passages_folder, snapshot=snapshot)
     search = lambda part: indexed.search(query_ids[part], depth)
-  scores = retrieval.recall(search, [row.answers for row in rows], metrics.AnswerMatcher(table.texts), ks=RECALL_AT)
-  return {"questions": len(rows), **scores}
+  numbers = [found for start in range(0, len(rows), _BATCH_SIZE) for found in search(slice(start, start + _BATCH_SIZE)).numbers]
+  scores = {"questions": len(rows), **recall(rows, numbers, table)}
+  if clozes and not bm25_baseline and "reader" in artifacts.read_info(snapshot)["config"]:
+    model = RealmModel(indexed.retriever, snapshots.load_model(snapshot, "reader"))
+    scores |= retrieval_utility(rows, model, indexed, table, tokenizer=tokenizer, num_candidates=num_candidates)
+  return scores
+
+
+def retrieval_utility(rows: Sequence[Question], model: RealmModel, indexed: retrieval.IndexedRetriever,
+                      table: passages.PassageTable, *, tokenizer, num_candidates: int) -> dict[str, float]:
+  """What retrieval does for the masked reader (REALM, section 4.5).
+
+  Args:
+    rows: clozes; those whose blank the reader cannot take, being too long or too far right, are left out.
+    model: retriever and masked reader of the snapshot that `indexed` was made from.
+    num_candidates: C, the null passage included; fewer where the corpus has fewer.
+
+  Returns:
+    utility_clozes: how many clozes; and their means of log p(y|x) − log p(y|∅,x) as retrieval_utility (the released code's), and
+    of log p(y|z,x) − log p(y|∅,x) for the best passage z as top_retrieval_utility. Without any, just the 0.
+  """
+  reader, retriever = model.reader, model.retriever
+  num = min(num_candidates, len(table) + 1)
+  marginal, top = [], []
+  for start in range(0, len(rows), _BATCH_SIZE):
+    masked = questions.masked_clozes(rows[start:start + _BATCH_SIZE], tokenizer=tokenizer, max_masks=reader.query_length)
+    fits = (masked.target_mask.sum(axis=1) <= reader.max_masks) & (masked.mask_positions.max(axis=1) <= reader.query_length - 2)
+    if not fits.any():
+      continue
+    kept = [row for row, fit in zip(rows[start:start + _BATCH_SIZE], fits) if fit]
+    masked = questions.masked_clozes(kept, tokenizer=tokenizer, max_masks=reader.max_masks)
+    query_ids = examples.pack_queries(masked.ids.tensor(), tokenizer=tokenizer, length=retriever.query_length).numpy()
+    numbers = retrieval.candidates(indexed, query_ids, num=num, own_passages=None, null=True)
+    outputs = model.predict_on_batch(examples.realm_batch(
+        masked, query_ids, numbers, table, tokenizer=tokenizer, query_length=reader.query_length,
+        passage_length=retriever.passage_length, reader_length=reader.length))
+    likelihoods = (outputs["token_log_probs"] * masked.target_mask[:, None]).sum(axis=-1, dtype=np.float64)  # [B, C] log p(y|z,x)
+    scores = outputs["scores"].astype(np.float64)
+    scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)  # log p(z|x)
+    marginal.append(np.logaddexp.reduce(likelihoods + scores, axis=1) - likelihoods[:, 0])
+    top.append(likelihoods[:, 1] - likelihoods[:, 0])
+  if not marginal:
+    return {"utility_clozes": 0}
+  marginal, top = np.concatenate(marginal), np.concatenate(top)
+  return {"utility_clozes": len(marginal), "retrieval_utility": float(marginal.mean()),
+          "top_retrieval_utility": float(top.mean())}
 
 
 def prediction_line(row: Question, answer: Answer, table: passages.PassageTable, *, num_passages: int) -> dict:
@@ -186,12 +250,14 @@ def prediction_line(row: Question, answer: Answer, table: passages.PassageTable,
       "question": row.text, "prediction": answer.text, "answer": list(row.answers),
       "score": answer.score if np.isfinite(answer.score) else None, "read_from": answer.read_from, "byte_span": list(answer.byte_span),
       "passages": [{"number": int(number), "title": table.titles[number], "text": table.texts[number], "score": float(score)}
-                   for number, score in zip(answer.numbers[:num_passages], answer.scores[:num_passages])],
+                   for number, score in zip(answer.numbers[:num_passages], answer.scores[:num_passages])
+                   if number != index.MISSING],
   }
 
 
 def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | None, output: str | None, bm25_baseline: bool,
-             index_folder: str | None, passages_folder: str | None, num_passages: int) -> dict[str, float]:
+             index_folder: str | None, passages_folder: str | None, num_passages: int,
+             num_candidates: int = 8) -> dict[str, float]:
   """Scores a workdir; writes predictions and scores beside them.
 
   Raises:
@@ -212,7 +278,7 @@ def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | Non
       artifacts.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
   else:
     scores = evaluate_zero_shot(workdir, rows, clozes=bool(clozes_path), bm25_baseline=bm25_baseline, index_folder=index_folder,
-                                passages_folder=passages_folder)
+                                passages_folder=passages_folder, num_candidates=num_candidates)
   if output:
     artifacts.write_text(os.path.splitext(output)[0] + ".metrics.json", json.dumps(scores, indent=2) + "\n")
   return scores
@@ -223,7 +289,7 @@ def main(argv):
   args = flags.FLAGS
   scores = evaluate(
       args.workdir, questions_path=args.questions, clozes_path=args.clozes, output=args.output, bm25_baseline=args.retrieval == "bm25",
-      index_folder=args.index, passages_folder=args.passages, num_passages=args.num_passages)
+      index_folder=args.index, passages_folder=args.passages, num_passages=args.num_passages, num_candidates=args.num_candidates)
   print(json.dumps(scores, indent=2))
 
 
@@ -236,4 +302,6 @@ if __name__ == "__main__":
   flags.DEFINE_string("passages", None, "Passages instead of the workdir's own.")
   flags.DEFINE_enum("retrieval", "dense", ("dense", "bm25"), "For zero-shot recall: the retriever, or BM25.")
   flags.DEFINE_integer("num_passages", 5, "Passages to write with each prediction.", lower_bound=0)
+  flags.DEFINE_integer("num_candidates", 8, "For the retrieval utility: candidates of a cloze, the null passage among them.",
+                       lower_bound=2)
   settings.start(main)

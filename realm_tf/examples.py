@@ -372,6 +372,40 @@ def answer_spans(reader_ids: np.ndarray, segments: np.ndarray, answers: Sequence
   return np.minimum(correct, 1)
 
 
+def whole_words(table: PassageTable, number: int, start: int, end: int, *, tokenizer: Tokenizer) -> tuple[int, int] | None:
+  """Word-piece range [first, last) of the whole words that bytes [start, end) of a passage's text touch; None without any."""
+  first = int(np.searchsorted(table.token_ends[number], start, side="right"))
+  last = int(np.searchsorted(table.token_starts[number], end))
+  if start == end or first >= last:
+    return None
+  continues = tokenizer.continues[table.text_ids[number]]
+  while first > 0 and continues[first]:
+    first -= 1
+  while last < len(continues) and continues[last]:
+    last += 1
+  return first, last
+
+
+def mark_spans(ranges: Sequence[Sequence[tuple[int, int]]], segments: np.ndarray, *, max_span: int) -> np.ndarray:
+  """Marks given spans in the passages read for one question, as `answer_spans` does.
+
+  Args:
+    ranges: of each passage, word-piece ranges [first, last) of its text; those of more than `max_span` word pieces, or beyond
+      what is read of the passage, are passed over.
+    segments: [R, L] int32 packed reader segments.
+
+  Returns:
+    [R, L, W] float32.
+  """
+  correct = np.zeros([*segments.shape, max_span], np.float32)
+  for row, spans in enumerate(ranges):
+    text = np.flatnonzero(segments[row])  # and the [SEP] after it
+    for first, last in spans:
+      if last - first <= max_span and last < len(text):
+        correct[row, text[0] + first, last - first - 1] = 1
+  return correct
+
+
 def check_vocabulary(info: dict, folder: str, tokenizer: Tokenizer) -> None:
   """Raises ArtifactError where an artifact was made with another vocabulary than the tokenizer's."""
   if info["vocab_fingerprint"] != tokenizer.fingerprint:

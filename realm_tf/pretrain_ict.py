@@ -59,7 +59,7 @@ def pretrain_ict(config, workdir: str) -> str:
   with devices.on(config.num_devices):
     model = IctModel(retriever)
     optimizer = training.bert_optimizer(learning_rate=config.ict.learning_rate, steps=config.ict.steps)
-  data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.retriever.query_length,
+  data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length,
                               passage_length=config.retriever.passage_length, removal_rate=config.ict.removal_rate)
   if config.ict.steps:
     training.train(

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from realm_tf import artifacts, examples, settings
+from realm_tf import artifacts, examples, metrics, settings
 from realm_tf.passages import Ragged
 from realm_tf.tokenization import Tokenizer
 
@@ -27,21 +27,25 @@ class Question:
     text: the question; for a cloze the sentence with the answer in it.
     answers: any of them is right; empty where they are not known.
     span: for a cloze, the byte range of the answer in the UTF-8 text.
+    regex: the answers are regular expressions (CuratedTREC).
   """
 
   text: str
   answers: Sequence[str]
   span: tuple[int, int] | None = None
+  regex: bool = False
 
 
 def read_questions(path: str, *, need_answers: bool = True) -> list[Question]:
   """Reads `{"question": str, "answer": [str, ..]}` lines; bad lines are counted by reason on stderr and left out.
 
+  With `"regex": true` on a line, its answers are regular expressions.
+
   Raises:
     UserError: no such file, or no usable line in it.
   """
   def parse(row):
-    text, answers = row.get("question"), row.get("answer", [])
+    text, answers, regex = row.get("question"), row.get("answer", []), row.get("regex", False)
     answers = [answers] if isinstance(answers, str) else answers
     if not isinstance(text, str):
       return "the question is not text"
@@ -49,8 +53,15 @@ def read_questions(path: str, *, need_answers: bool = True) -> list[Question]:
       return "the question is empty"
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
       return "the answer is not a list of text"
+    if not isinstance(regex, bool):
+      return "regex is neither true nor false"
     answers = [answer for answer in answers if answer.strip()]
-    return Question(text, answers) if answers or not need_answers else "there is no answer"
+    try:
+      for answer in answers if regex else ():
+        metrics.expression(answer)
+    except ValueError as error:
+      return f"the answer is {error}"
+    return Question(text, answers, regex=regex) if answers or not need_answers else "there is no answer"
 
   return _read(path, parse, '{"question": str, "answer": [str, ..]}')
 

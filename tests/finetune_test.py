@@ -1,21 +1,27 @@
-"""Open-QA fine-tuning, the baselines and evaluation on the toy corpus: what is kept fixed, written and refused."""
+"""Open-QA fine-tuning on the toy corpus: labels, loss, what is kept fixed, refreshed, written and refused."""
 
+import dataclasses
 import json
 import os
 import re
 import shutil
-import subprocess
 import sys
+import time
+import types
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from beam_jobs import embed_passages
-from realm_tf import artifacts, bm25, closed_book, evaluate, finetune, index, metrics, passages, questions, settings, snapshots
+from realm_tf import (
+    artifacts, closed_book, evaluate, examples, finetune, index, passages, progress, questions, retrieval, settings, snapshots)
 from realm_tf.tokenization import Tokenizer
+from serving import export
 from tests import embed_passages_test
-from tests.processes import REPOSITORY
+from tests.processes import REPOSITORY, wait_until
 
 SYSTEMS = ("dense", "bm25", "none")
 
@@ -37,34 +43,6 @@ def workdirs(toy, tmp_path_factory) -> dict[str, str]:
   for system, workdir in found.items():
     fine_tune(toy, workdir, system, finetune__retriever=os.path.join(found["dense"], "base"))
   return found
-
-
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_predictions_and_scores(system, toy, workdirs, tmp_path):
-  output, path = str(tmp_path / "predictions.jsonl"), toy.path("corpus/questions.test.jsonl")
-  scores = score(workdirs[system], questions_path=path, output=output, num_passages=3)
-  rows, asked = [json.loads(line) for line in open(output)], questions.read_questions(path)
-  table = passages.load(toy.config().passages)
-  print(scores, rows[0])
-  assert json.loads((tmp_path / "predictions.metrics.json").read_text()) == scores
-  assert [(row["question"], row["answer"]) for row in rows] == [(question.text, question.answers) for question in asked]
-  assert scores["exact_match"] == np.mean([metrics.exact_match(row["prediction"], row["answer"]) for row in rows])
-  assert scores["f1"] == pytest.approx(np.mean([metrics.f1(row["prediction"], row["answer"]) for row in rows]))
-  if system == "none":
-    assert not any("recall" in name for name in scores) and all(row["passages"] == [] for row in rows)
-    return
-  for row in rows:
-    read, (start, end) = table.texts[row["read_from"]], row["byte_span"]
-    assert row["prediction"] and read.encode()[start:end].decode() == row["prediction"]
-    before, after = read.encode()[:start].decode(), read.encode()[end:].decode()
-    cut = [left and right and (left[-1] + right[0]).isalnum() for left, right in ((before, row["prediction"]), (row["prediction"], after))]
-    assert not any(cut), f"whole words only: {before!r} {row['prediction']!r} {after!r}"
-    assert row["read_from"] in [passage["number"] for passage in row["passages"][:2]] and len(row["passages"]) == 3
-    assert [passage["text"] for passage in row["passages"]] == [table.texts[passage["number"]] for passage in row["passages"]]
-    assert np.isfinite(row["score"]) and sorted((p["score"] for p in row["passages"]), reverse=True) == [p["score"] for p in row["passages"]]
-  top = [any(metrics.AnswerMatcher(table.texts).has_answer([row["passages"][0]["number"]], row["answer"])) for row in rows]
-  assert scores["recall_at_1"] == np.mean(top) and scores["recall_at_1"] <= scores["recall_at_5"] <= scores["recall_at_20"]
-  assert scores["recall_at_100"] == 1, "all 32 passages are looked at"
 
 
 def test_passage_tower_stays_and_question_tower_trains(toy, workdirs):
@@ -105,6 +83,347 @@ def test_retrieval_follows_the_question_tower():
     seen.append(same())
   print(seen)
   assert seen == [True, False, False, True, False, False, True, False]
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+
+@dataclasses.dataclass
+class Captured:
+  """What `finetune` would train on."""
+
+  model: finetune.OpenQaModel
+  batches: Callable
+
+
+def capture(toy, monkeypatch, workdir: str, **values) -> Captured:
+  """Runs `finetune` up to its first step."""
+  caught = []
+  monkeypatch.setattr(finetune.training, "train", lambda model, batches, **what: caught.append(Captured(model, batches)))
+  fine_tune(toy, workdir, "dense", **values)
+  return caught[0]
+
+
+def write_questions(path, *rows) -> str:
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+@pytest.mark.parametrize("beam, wanted", [(5000, 32), (8, 8)])
+def test_beam_is_capped_by_the_corpus(beam, wanted, toy, monkeypatch, tmp_path):
+  """The beam's scores are the live question tower's over all of it; the first passages of it are read, all spans of them scored."""
+  caught = capture(toy, monkeypatch, str(tmp_path), finetune__beam=beam, finetune__num_read=5, finetune__max_span=10)
+  batch = caught.batches(0)
+  outputs = caught.model(batch)
+  print({name: tuple(value.shape) for name, value in {**batch, **outputs}.items()})
+  assert batch["beam_embeddings"].shape == (4, wanted, 8) and batch["beam_correct"].shape == (4, wanted)
+  assert batch["reader_ids"].shape == (4, 5, 64) and outputs["span_scores"].shape == (4, 5, 64, 10) == batch["span_correct"].shape
+  assert (batch["beam_mask"] == 1).all() and "passage_ids" not in batch and caught.model.passage_tower is None
+  queries = np.array(caught.model.query_tower(batch["query_ids"]), np.float64)
+  scores = np.einsum("bd,bkd->bk", queries, batch["beam_embeddings"])
+  np.testing.assert_allclose(outputs["beam_scores"], scores, atol=1e-5)
+  assert (np.diff(scores) < 1e-5).all(), "best first"
+  text = (batch["reader_segments"] == 1) & (batch["reader_ids"] != 3)  # [SEP] is word piece 3
+  assert Tokenizer(toy.config().passages).sep_id == 3
+  inside = np.array([[[[text[b, r, i:i + w + 1].all() and i + w < 64 for w in range(10)] for i in range(64)]
+                      for r in range(5)] for b in range(4)])
+  np.testing.assert_array_equal(np.array(outputs["span_mask"]) > 0, inside)
+
+
+@pytest.mark.parametrize("has_answer", ["tokens", "raw"])
+def test_what_counts_as_right_in_the_beam(has_answer, toy, monkeypatch, tmp_path):
+  """By normalised words, or as written: another case, an article and a piece of a word tell them apart."""
+  table = passages.load(toy.config().passages)
+  name = table.titles[0]
+  answers = [[name], [name.upper()], [f"the {name}"], [name[:3]], ["no such thing"]]
+  path = write_questions(tmp_path / "q.jsonl", *({"question": f"where is {name}?", "answer": answer} for answer in answers))
+  caught = capture(toy, monkeypatch, str(tmp_path / "W"), finetune__questions=path, finetune__has_answer=has_answer, finetune__beam=32,
+                   finetune__batch_size=5)
+  batch = caught.batches(0)
+  held = np.array([name in text for text in table.texts])
+  cut = np.array([name[:3] in text for text in table.texts])
+  assert 0 < held.sum() < 32 and not any(f"the {name}" in text or name.upper() in text for text in table.texts)
+  wanted = {"tokens": [held.sum(), held.sum(), held.sum(), 0, 0], "raw": [held.sum(), 0, 0, cut.sum(), 0]}[has_answer]
+  print(has_answer, batch["beam_correct"].sum(1), wanted)
+  assert sorted(batch["beam_correct"].sum(1)) == sorted(wanted)
+
+
+def test_has_answer_must_be_one_of_the_two(toy, tmp_path):
+  with pytest.raises(artifacts.UserError, match="finetune.has_answer is 'Raw'; use 'tokens' or 'raw'"):
+    fine_tune(toy, str(tmp_path), "dense", finetune__has_answer="Raw")
+
+
+@pytest.mark.parametrize("is_regex", [False, True], ids=["text", "regex"])
+def test_every_occurrence_of_every_answer_is_right(is_regex, toy, monkeypatch, tmp_path):
+  """Against all spans of whole words, read out of the passages' texts."""
+  table, tokenizer = passages.load(toy.config().passages), Tokenizer(toy.config().passages)
+  more = {"regex": True} if is_regex else {}
+  rows = [json.loads(line) for line in open(toy.path("corpus/questions.train.jsonl"))][:8]
+  answers = [[*row["answer"], "the", "river"] for row in rows]
+  if is_regex:
+    answers = [[rf"{re.escape(row['answer'][0][:3])}\w*|the\b|r.ver"] for row in rows]
+  path = write_questions(tmp_path / "q.jsonl", *({**row, "answer": answer, **more} for row, answer in zip(rows, answers)))
+  caught = capture(toy, monkeypatch, str(tmp_path / "W"), finetune__questions=path, finetune__num_read=5, finetune__batch_size=8,
+                   finetune__beam=32)
+  batch, numbers = caught.batches(0), []
+  vectors = index.read_embeddings(toy.path("ict/indexes/00000000"), num_rows=32)
+  for embeddings in batch["beam_embeddings"]:
+    numbers.append([int(np.flatnonzero((vectors == row).all(1))[0]) for row in embeddings[:5]])
+  asked = {tuple(tokenizer([row["question"]]).to_list()[0]): answer for row, answer in zip(rows, answers)}
+  right = 0
+  for b, ids in enumerate(batch["query_ids"]):
+    wanted = [answer for question, answer in asked.items() if question[:22] == tuple(ids[1:list(ids).index(tokenizer.sep_id)])][0]
+    for r, number in enumerate(numbers[b]):
+      text, first = table.texts[number].encode(), int(np.argmax(batch["reader_segments"][b, r] == 1))
+      begins, ends, pieces = (part[number] for part in (table.token_starts, table.token_ends, table.text_ids))
+      size = int((batch["reader_segments"][b, r] == 1).sum()) - 1
+      for start in range(size):
+        for width in range(min(5, size - start)):
+          span = text[begins[start]:ends[start + width]].decode()
+          whole = not tokenizer.continues[pieces[start]] and not (
+              start + width + 1 < len(pieces) and tokenizer.continues[pieces[start + width + 1]])
+          if is_regex:
+            here = len(text[:begins[start]].decode())
+            matches = [match.span() for match in re.finditer(wanted[0], text.decode(), re.IGNORECASE)]
+            holds = any(here == at and len(text[:ends[start + width]].decode()) >= end and not (
+                width and len(text[:ends[start + width - 1]].decode()) >= end) for at, end in matches) and whole
+          else:
+            holds = whole and span.lower() in [answer.lower() for answer in wanted]
+          assert batch["span_correct"][b, r, first + start, width] == holds, (span, wanted)
+          right += holds
+  print(f"{right} right spans in {8 * 5} passages, {batch['span_correct'].sum():.0f} marked")
+  assert right == batch["span_correct"].sum() > 40
+
+
+@pytest.mark.parametrize("pattern, wanted", [
+    ("Sept?(ember)?|Feb(ruary)?", ["Sept", "February"]),
+    (r"Sept?\b", ["Sept"]),
+    ("Septem|Febru", ["February"]),  # to the end of the word
+    ("bruary", []),  # a prediction must match from its start
+    (r".*bruary", []),  # too long
+    (r"\b5,?778\s*K", ["5,778 K"]),
+    ("778 K", ["778 K"]),  # after a comma a word begins
+    (r"(?<=in )192\d", []),  # matches in its place, and not as a prediction
+    (r"192\d", ["1924", "1925"]),
+    (r"\s*z[uü]rich", ["Zürich"]),
+    ("", []),
+    ("a|zürich|in zürich", ["in Zürich", "a"]),
+])
+def test_expressions_become_spans(pattern, wanted, tmp_path):
+  """Whole words that the published rule would count as right."""
+  vocab = [*"[PAD] [UNK] [CLS] [SEP] [MASK]".split(), *"sept feb ##ru ##ary in zu ##rich 5 77 ##8 k , . 19 ##24 ##25 a was hot q".split()]
+  (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n")
+  tokenizer = Tokenizer(str(tmp_path))
+  text = "Sept. in Zürich was 5,778 K hot, a February 1924, 1925."
+  (row,) = passages.make_passages(tokenizer, [("t", [text])], [0])
+  ragged = {name: passages.Ragged.of([getattr(row, name)], np.int32) for name in (
+      "title_ids", "text_ids", "token_starts", "token_ends", "sentence_starts", "sentence_ends")}
+  table = passages.PassageTable(titles=["t"], texts=[text], folder="", **ragged)
+  search = lambda query_ids, texts: retrieval.Found(np.array([[0, -1]], np.int32), np.array([[1.0, -np.inf]], np.float32))
+  reader = types.SimpleNamespace(query_length=8, length=40, max_span=7)
+  for length, cut in ((40, None), (25, "1925")):  # read whole, and without its last word
+    reader.length = length
+    data = finetune.QaExamples([questions.Question("q", [pattern], regex=True)], table, tokenizer=tokenizer, search=search,
+                               embeddings=np.zeros([1, 2], np.float32), reader=reader, num_read=2)
+    batch = data.batch(0, batch_size=1, seed=0)
+    first = int(np.argmax(batch["reader_segments"][0, 0]))
+    got = [text.encode()[row.token_starts[start - first]:row.token_ends[start - first + width]].decode()
+           for passage, start, width in np.argwhere(batch["span_correct"][0])]
+    print(pattern, length, got)
+    assert got == [span for span in wanted if span != cut] and not batch["span_correct"][0, 1].any()
+    assert batch["beam_correct"].tolist() == [[re.search(pattern, text, re.IGNORECASE) is not None, 0]]
+    assert batch["beam_mask"].tolist() == [[1, 0]]
+
+
+# ---------------------------------------------------------------------------------------------------------------- loss
+
+
+def nll(scores: np.ndarray, mask: np.ndarray, correct: np.ndarray) -> tuple[float, np.ndarray]:
+  """−log of the softmax mass on what is correct, and its gradient; both 0 where nothing is correct. float64."""
+  odds = np.where(mask > 0, np.exp(scores - scores[mask > 0].max()), 0)
+  right = odds * correct
+  if not right.any():
+    return 0.0, np.zeros_like(odds)
+  return np.log(odds.sum() / right.sum()), odds / odds.sum() - right / right.sum()
+
+
+def test_loss_and_gradients_against_sums():
+  """A batch's loss is the mean of its questions'; a term without anything correct is 0 and moves nothing."""
+  rng, shape = np.random.default_rng(0), (4, 2, 6, 3)
+  model = finetune.OpenQaModel(None, keras.Sequential([]), sep_id=0)
+  beam_scores, span_scores = rng.normal(size=(4, 7)), rng.normal(size=shape, scale=2)
+  beam_correct, span_mask = rng.integers(0, 2, (4, 7)).astype(float), rng.integers(0, 2, shape).astype(float)
+  span_correct = rng.integers(0, 2, shape).astype(float)
+  span_correct[1] = 0  # the reader finds nothing
+  span_correct[3], beam_correct[3] = 1 - span_mask[3], 0  # neither finds anything: answers only where no span is
+  beam, spans = (tf.Variable(scores.astype(np.float32)) for scores in (beam_scores, span_scores))
+  with tf.GradientTape() as tape:
+    loss = model.compute_loss(
+        x={"beam_correct": tf.constant(beam_correct, tf.float32), "span_correct": tf.constant(span_correct, tf.float32)},
+        y_pred={"beam_scores": beam, "span_scores": spans, "span_mask": tf.constant(span_mask, tf.float32)})
+  gradients = [np.array(gradient) for gradient in tape.gradient(loss, [beam, spans])]
+  retriever = [nll(beam_scores[b], np.ones(7), beam_correct[b]) for b in range(4)]
+  reader = [nll(span_scores[b].ravel(), span_mask[b].ravel(), span_correct[b].ravel() * span_mask[b].ravel()) for b in range(4)]
+  wanted = np.mean([one[0] + other[0] for one, other in zip(retriever, reader)])
+  print(f"loss {float(loss):.6f}, by hand {wanted:.6f}; retriever {[one[0] for one in retriever]}, reader {[one[0] for one in reader]}")
+  assert reader[1][0] == reader[3][0] == retriever[3][0] == 0 < min(reader[0][0], retriever[1][0])
+  np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+  np.testing.assert_allclose(gradients[0], np.stack([one[1] for one in retriever]) / 4, atol=1e-6)
+  np.testing.assert_allclose(gradients[1].reshape(4, -1), np.stack([one[1] for one in reader]) / 4, atol=1e-6)
+  assert not gradients[1][3].any() and not gradients[1][1].any() and not gradients[0][3].any()
+  means = {name: float(mean.result()) for name, mean in model.means.items()}
+  best = [np.argmax(np.where(span_mask[b] > 0, span_scores[b], -np.inf)) for b in range(4)]
+  assert means["beam_has_answer"] == 0.75 and means["reader_oracle"] == 0.5
+  assert means["reader_exact_match"] == np.mean([span_correct[b].ravel()[best[b]] for b in range(4)])
+  assert means["retriever_loss"] == pytest.approx(np.mean([one[0] for one in retriever]), rel=1e-6)
+
+
+def test_batch_is_its_questions(toy, monkeypatch, tmp_path):
+  """Real scores: the loss of a batch of 6 is the mean over its questions asked one by one, as the original did."""
+  caught = capture(toy, monkeypatch, str(tmp_path), finetune__batch_size=6, finetune__beam=32)
+  batch = caught.batches(3)
+  loss = lambda part: float(caught.model.compute_loss(x=part, y_pred=caught.model(part)))
+  alone = [loss({name: value[row:row + 1] for name, value in batch.items()}) for row in range(6)]
+  print(f"{loss(batch):.6f}, one by one {np.mean(alone):.6f}: {np.round(alone, 3)}")
+  assert loss(batch) == pytest.approx(np.mean(alone), rel=1e-5) and min(alone) > 0
+
+
+def test_place_left_empty_by_the_searcher_counts_for_nothing(toy, monkeypatch, tmp_path):
+  """As if the beam were shorter."""
+  caught = capture(toy, monkeypatch, str(tmp_path), finetune__beam=6)
+  batch = caught.batches(0)
+  shorter = {**batch, **{name: batch[name][:, :4] for name in ("beam_embeddings", "beam_mask", "beam_correct")}}
+  batch["beam_mask"][:, 4:] = 0
+  batch["beam_correct"][:, 4:] = 0
+  losses = [float(caught.model.compute_loss(x=part, y_pred=caught.model(part))) for part in (batch, shorter)]
+  print(losses)
+  assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_reader_learns_expressions(toy, tmp_path):
+  """Questions whose answers are regular expressions, which neither the original nor its ports could train on."""
+  rows = [json.loads(line) for line in open(toy.path("corpus/questions.train.jsonl"))][:8]
+  path = write_questions(tmp_path / "q.jsonl", *(
+      {"question": row["question"], "answer": [f"nothing|{row['answer'][0][:4]}\\w*"], "regex": True} for row in rows))
+  workdir = str(tmp_path / "W")
+  fine_tune(toy, workdir, "bm25", finetune__questions=path, finetune__steps=60, finetune__log_every=20, finetune__checkpoint_every=60,
+            finetune__batch_size=8, finetune__learning_rate=2e-2, finetune__span_dim=32)
+  seen, got = progress.read_metrics(workdir), score(workdir, questions_path=path)
+  print([round(row["reader_loss"], 3) for row in seen], {name: got[name] for name in ("exact_match", "reader_oracle", "recall_at_5")})
+  assert seen[-1]["reader_loss"] < 0.5 * seen[0]["reader_loss"] and seen[-1]["reader_oracle"] == got["reader_oracle"] > 0.5
+  assert got["exact_match"] > 0.5
+
+
+# ------------------------------------------------------------------------------------------- refresh while fine-tuning
+
+
+@dataclasses.dataclass
+class Refreshed:
+  """A finished run: its last snapshot, its rows, and for every step the embeddings in use, the questions and what was found."""
+
+  workdir: str
+  last: str
+  rows: list[dict]
+  seen: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def refreshed(toy, tmp_path_factory) -> Refreshed:
+  """60 steps, slowed down so that the first refresh takes place during them."""
+  workdir, seen = str(tmp_path_factory.mktemp("refreshed")), []
+  indexed_yet = lambda: artifacts.latest(os.path.join(workdir, "indexes"))
+  over = finetune.QaExamples.over
+
+  def recorded(data, search, embeddings):
+    def watched(query_ids, texts):
+      found = search(query_ids, texts)
+      seen.append((embeddings, query_ids, found.numbers))
+      if len(seen) == 30:
+        wait_until(indexed_yet, "the first refreshed index", timeout_secs=120)
+      if np.array_equal(embeddings, seen[0][0]):
+        time.sleep(0.5 if indexed_yet() else 0.1)  # it is opened in the background
+      return found
+    return over(data, watched, embeddings)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(finetune.QaExamples, "over", recorded)
+    patch.chdir(REPOSITORY)  # where the refresh job is started
+    last = fine_tune(toy, workdir, "dense", finetune__refresh_every_steps=10, finetune__steps=60, finetune__log_every=10,
+                     finetune__checkpoint_every=30, refresh__job_args=("--poll_secs=0.1", "--nojit_compile", "--keep=100"))
+  return Refreshed(workdir, last, progress.read_metrics(workdir), seen)
+
+
+def test_query_tower_index_and_embeddings_are_taken_over_together(refreshed, toy):
+  end = refreshed.rows[-1]
+  print({name: end[name] for name in ("refreshes", "steps_during_refreshes", "staleness_steps", "max_staleness_steps", "index_step")})
+  assert end["refreshes"] >= 1 and end["steps_during_refreshes"] > 0 and end["index_step"] % 10 == 0 < end["index_step"]
+  assert refreshed.rows[0]["index_step"] == 0 and len(refreshed.seen) >= 60
+  known = {0: (toy.path("ict/indexes/00000000"), toy.path("ict/snapshots/00000000"))} | {
+      step: tuple(os.path.join(refreshed.workdir, name, f"{step:08d}") for name in ("indexes", "snapshots")) for step in range(10, 61, 10)}
+  known = {step: (index.read_embeddings(folder, num_rows=32), snapshots.load_retriever(snapshot))
+           for step, (folder, snapshot) in known.items() if artifacts.is_complete(folder)}
+  steps = [next(step for step, (vectors, _) in known.items() if np.array_equal(vectors, embeddings)) for embeddings, *_ in refreshed.seen]
+  print(f"indexes in use: {steps}")
+  assert steps == sorted(steps) and steps[0] == 0 and len(set(steps)) > 1
+  assert len(set(steps)) - 1 in (end["refreshes"], end["refreshes"] - 1)  # the last one may have come after the last batch
+  for step in set(steps):
+    embeddings, query_ids, numbers = refreshed.seen[steps.index(step)]
+    scores = np.array(known[step][1].embed_queries(query_ids), np.float64) @ embeddings.T
+    np.testing.assert_allclose(np.take_along_axis(scores, numbers, 1), -np.sort(-scores)[:, :8], atol=1e-5)
+
+
+def test_last_snapshot_of_both_towers_has_its_own_index(refreshed, toy):
+  info = artifacts.read_info(refreshed.last)
+  assert refreshed.last.endswith("/snapshots/00000060") and info["made_by"] == "finetune"
+  assert info["index"] == os.path.join(refreshed.workdir, "indexes/00000060")
+  tuned, base = (snapshots.load_retriever(folder) for folder in (refreshed.last, toy.path("ict/snapshots/00000000")))
+  moved = [np.abs(np.array(a) - np.array(b)).max() for a, b in zip(tuned.passage_tower.trainable_weights, base.passage_tower.trainable_weights)]
+  table, tokenizer = passages.load(toy.config().passages), snapshots.load_tokenizer(refreshed.last)
+  packed = examples.pack_passages(*examples.gather_passages(table, np.arange(len(table))), tokenizer=tokenizer, length=44)
+  np.testing.assert_allclose(index.read_embeddings(info["index"], num_rows=32), tuned.embed_passages(*packed), atol=1e-5)
+  path = toy.path("corpus/questions.dev.jsonl")
+  got = score(refreshed.workdir, questions_path=path)
+  print(f"the passage tower's weights move by {np.median(moved):.1e}; {got['recall_at_5']}")
+  assert np.median(moved) > 1e-4 and got["recall_at_5000"] == 1
+  system = export.find_system(refreshed.workdir)
+  assert system.folders["index"] == info["index"] and system.masked_reader is None, "no masked reader belongs to this index"
+  with pytest.raises(artifacts.ArtifactError, match=f"was made from snapshot .*, the fine-tuned retriever wants {info['fingerprint']}"):
+    score(refreshed.workdir, questions_path=path, index_folder=toy.path("ict/indexes/00000000"))
+
+
+def test_finished_run_is_not_trained_again(refreshed, toy, monkeypatch):
+  monkeypatch.chdir(REPOSITORY)
+  before = artifacts.read_info(refreshed.last)
+  again = fine_tune(toy, refreshed.workdir, "dense", finetune__refresh_every_steps=10, finetune__steps=60, finetune__log_every=10,
+                    finetune__checkpoint_every=30)
+  assert again == refreshed.last and artifacts.read_info(again) == before
+
+
+def test_passages_read_are_embedded_anew_and_the_others_are_not(toy, monkeypatch, tmp_path):
+  """The first of the beam are scored by the live passage tower, which learns from them; the rest by the index's embeddings."""
+  caught = []
+  monkeypatch.setattr(finetune.training, "train", lambda model, batches, **what: caught.append(Captured(model, batches)) or sys.exit())
+  with pytest.raises(SystemExit):
+    fine_tune(toy, str(tmp_path), "dense", finetune__refresh_every_steps=10, refresh__start_job=False)
+  (caught,) = caught
+  model, batch = caught.model, caught.batches(0)
+  batch["beam_embeddings"] = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)  # stale, let us say
+  with tf.GradientTape() as tape:
+    scores = model(batch)["beam_scores"]
+    first = tf.reduce_sum(scores[:, 0])
+  queries = np.array(model.query_tower(batch["query_ids"]), np.float64)
+  for row in range(4):
+    live = np.array(model.passage_tower(batch["passage_ids"][row], batch["passage_segments"][row]), np.float64)
+    np.testing.assert_allclose(scores[row, :2], live @ queries[row], atol=1e-5)
+    np.testing.assert_allclose(scores[row, 2:], batch["beam_embeddings"][row, 2:] @ queries[row], atol=1e-5)
+  gradient = tape.gradient(first, model.passage_tower.projection.kernel.value)
+  print(f"gradient of the passage tower's projection: {np.abs(gradient).max():.3f}")
+  assert np.abs(gradient).max() > 1e-3
+  table = passages.load(toy.config().passages)
+  tokenizer = Tokenizer(toy.config().passages)
+  for ids, segments in zip(batch["passage_ids"].reshape(-1, 44), batch["reader_segments"].reshape(-1, 64)):
+    title = ids[1:list(ids).index(tokenizer.sep_id)].tolist()
+    assert title in [table.title_ids[number].tolist() for number in range(32)]
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -151,62 +470,6 @@ def test_readers_of_another_vocabulary_and_missing_parts(toy, tmp_path):
     score(str(tmp_path / "W"), questions_path=toy.path("corpus/questions.dev.jsonl"))
 
 
-def test_evaluate_wants_questions_or_clozes(workdirs):
-  for paths in ({}, {"questions_path": "a", "clozes_path": "b"}):
-    with pytest.raises(artifacts.UserError, match="give either --questions or --clozes"):
-      score(workdirs["dense"], **paths)
-
-
-# ----------------------------------------------------------------------------------------------------------- zero-shot
-
-
-@pytest.mark.parametrize("kind", ["questions", "clozes"])
-def test_zero_shot_recall_of_the_retriever(kind, toy):
-  config, path = toy.config(), toy.path(f"corpus/{kind}.test.jsonl")
-  got = score(toy.path("ict"), **{f"{kind}_path": path})
-  table, tokenizer = passages.load(config.passages), Tokenizer(config.passages)
-  retriever = snapshots.load_retriever(toy.path("ict/snapshots/00000000"))
-  vectors = index.read_embeddings(toy.path("ict/indexes/00000000"), num_rows=len(table)).astype(np.float64)
-  found = []
-  for row in questions.read_clozes(path) if kind == "clozes" else questions.read_questions(path):
-    text = row.text.encode()
-    if kind == "clozes":
-      parts = tokenizer([text[:row.span[0]], text[slice(*row.span)], text[row.span[1]:]]).to_list()
-      ids = parts[0] + [tokenizer.mask_id] * len(parts[1]) + parts[2]
-    else:
-      ids = tokenizer([text]).to_list()[0]
-    ids = ([tokenizer.cls_id, *ids[:22], tokenizer.sep_id] + [0] * 24)[:24]
-    best = np.argsort(-(vectors @ np.array(retriever.embed_queries(np.array([ids], np.int32)))[0]), kind="stable")
-    found.append([any(f" {metrics.normalize_answer(answer)} " in f" {metrics.normalize_answer(table.texts[number])} "
-                      for answer in row.answers) for number in best])
-  print(kind, got)
-  assert got == {"questions": len(found), **{f"recall_at_{k}": np.mean([any(row[:k]) for row in found]) for k in (1, 5, 20, 100)}}
-
-
-def test_bm25_baseline(toy, tmp_path):
-  table = passages.load(toy.config().passages)
-  searcher = bm25.Bm25Searcher(table)
-  found = searcher.search([f"{title} {text}" for title, text in zip(table.titles, table.texts)], 3)
-  assert found.numbers[:, 0].tolist() == list(range(len(table))) and (np.diff(found.scores) <= 0).all()
-  documents = [f"{title}\n{text}".lower() for title, text in zip(table.titles, table.texts)]
-  words = [re.findall(r"\b\w\w+\b", document) for document in documents]
-  mean_length, query = np.mean([len(row) for row in words]), ["the", "river", "armos"]
-  by_hand = np.zeros(len(table))
-  for word in query:
-    holders = sum(word in row for row in words)
-    for number, row in enumerate(words):
-      count = row.count(word)
-      by_hand[number] += np.log(1 + (len(words) - holders + 0.5) / (holders + 0.5)) * count / (
-          count + 1.2 * (1 - 0.75 + 0.75 * len(row) / mean_length))
-  got = searcher.search([" ".join(query)], 32)
-  print(got.numbers[0, :5], got.scores[0, :5])
-  np.testing.assert_allclose(got.scores[0], by_hand[got.numbers[0]], rtol=1e-5)
-  output = str(tmp_path / "bm25.questions")
-  scores = score(toy.path("ict"), questions_path=toy.path("corpus/questions.test.jsonl"), bm25_baseline=True, output=output)
-  print(scores)
-  assert scores["recall_at_5"] > 0.4 and json.loads((tmp_path / "bm25.metrics.json").read_text()) == scores
-
-
 # --------------------------------------------------------------------------------------------------------- closed book
 
 
@@ -225,18 +488,9 @@ def test_closed_book_learns_answers_by_heart(toy, tmp_path):
     assert (ids[positions] == tokenizer.mask_id).all() and (ids == tokenizer.mask_id).sum() == reader.max_masks
 
 
-# ------------------------------------------------------------------------------------------------------------ commands
-
-
-def test_command(toy, workdirs, tmp_path):
-  """`python -m realm_tf.evaluate` prints the scores; a mistake is one line."""
-  def run(*args):
-    return subprocess.run([sys.executable, "-m", "realm_tf.evaluate", f"--workdir={workdirs['dense']}", *args], cwd=REPOSITORY,
-                          capture_output=True, text=True)
-
-  done = run(f"--questions={toy.path('corpus/questions.dev.jsonl')}", f"--output={tmp_path}/predictions.jsonl")
-  assert done.returncode == 0, done.stderr
-  assert json.loads(done.stdout) == json.loads((tmp_path / "predictions.metrics.json").read_text())
-  done = run(f"--questions={tmp_path}/nothing.jsonl")
-  print(done.stderr)
-  assert done.returncode == 1 and "UserError: no file" in done.stderr and "Traceback" not in done.stderr
+def test_closed_book_leaves_expressions_out(toy, tmp_path, capfd):
+  rows = [{"question": "a?", "answer": ["x.*"], "regex": True}, {"question": "b?", "answer": ["Lorwash"]}]
+  fine_tune(toy, str(tmp_path / "W"), "none", finetune__questions=write_questions(tmp_path / "q.jsonl", *rows))
+  assert "1 questions left out: their answers are regular expressions" in capfd.readouterr().err
+  with pytest.raises(artifacts.UserError, match="all answers are regular expressions"):
+    fine_tune(toy, str(tmp_path / "V"), "none", finetune__questions=write_questions(tmp_path / "r.jsonl", rows[0]))

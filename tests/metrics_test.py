@@ -1,5 +1,7 @@
 """Answers and passages scored by the published rules (SQuAD's and NQ-open's normalisation, DPR's has-answer)."""
 
+import re
+import time
 import unicodedata
 
 import numpy as np
@@ -81,6 +83,70 @@ def test_has_answer_follows_the_numbers_given():
   matcher = metrics.AnswerMatcher(TEXTS)
   assert matcher.has_answer(np.array([2, 1, 0, 2], np.int32), ["band"]).tolist() == [True, False, True, True]
   assert matcher.has_answer([], ["band"]).tolist() == []
+
+
+def test_no_passage_has_no_answer_and_recall_may_stop_early():
+  matcher = metrics.AnswerMatcher(TEXTS)
+  assert matcher.has_answer([-1, 0, -1, 2], ["band", "bandage"]).tolist() == [False, True, False, True]
+  assert matcher.has_answer([1, 0, 2], ["band"], first_only=True).tolist() == [False, True, False]
+
+
+# ------------------------------------------------------------------------------------------------- regular expressions
+
+EXPRESSIONS = ["Sept?(ember)?|Feb(ruary)?", r"(5,?778|6,?[05]00)\s*K|5778\.0", r"\b2,?[4567][0-9][0-9]\b", "Qu[eé]bec", r"R.\s?D. Hull",
+               "", "^the", "west$", "((Rothman|Schekman|S[uü]dhof).*){2}", r"[^\W\d]+ 1969", "straße", "ǅ"]
+PREDICTIONS = ["february 1924", "In February", "5,778 k", "15778 K", "2,500 feet", "QUÉBEC city", "Québec", "r d. hull", "The\nthe", "north-WEST",
+               "west\nx", "rothman and sudhof", "Żółw 1969", "zółw  1969", "STRASSE", "STRAßE", "ǆ", ""]
+
+
+def test_expressions_match_as_the_released_scorer_does():
+  """From the start, without regard to case, with Unicode's letters: re.match; in passages anywhere: re.search."""
+  right, found = 0, 0
+  for pattern in EXPRESSIONS:
+    compiled = re.compile(pattern, re.IGNORECASE | re.UNICODE | re.MULTILINE)
+    for text in PREDICTIONS:
+      wanted = compiled.match(text) is not None
+      assert metrics.exact_match(text, ["no such thing", pattern], regex=True) is wanted, (pattern, text)
+      assert metrics.f1(text, [pattern], regex=True) == float(wanted)
+      assert metrics.expression(pattern).found_in(text) is (compiled.search(text) is not None), (pattern, text)
+      assert metrics.expression(pattern).ranges(text) == [match.span() for match in compiled.finditer(text)], (pattern, text)
+      right, found = right + wanted, found + (compiled.search(text) is not None)
+  print(f"{len(EXPRESSIONS) * len(PREDICTIONS)} pairs: {right} match, {found} are found")
+  assert 20 < right < found
+  assert not metrics.exact_match("Sept?(ember)?|Feb(ruary)?", [r"\(x"], regex=True)
+  assert metrics.exact_match("a.c", ["A.C"]) and not metrics.exact_match("abc", ["a.c"]), "without regex, a dot is a dot"
+
+
+def test_has_answer_by_expression(monkeypatch):
+  calls = []
+  found_in = metrics.Expression.found_in
+  monkeypatch.setattr(metrics.Expression, "found_in", lambda self, text: calls.append(text) or found_in(self, text))
+  for raw in (False, True):
+    calls.clear()
+    matcher = metrics.AnswerMatcher(TEXTS, raw=raw)
+    for _ in range(2):
+      assert matcher.has_answer([0, 1, 2, 3, -1], [r"z[uü]rich,?\s19\d\d", "^a b"], regex=True).tolist() == [True, True, False, False, False]
+    print(f"raw={raw}: {len(calls)} searches")
+    assert len(calls) == 7, "each pair of expression and passage once; the second expression only where the first is not found"
+
+
+@pytest.mark.parametrize("pattern", ["(a", "*", "[z-a]", "a{2,1}"])
+def test_what_is_no_expression(pattern):
+  with pytest.raises(ValueError, match="not a regular expression: .+") as caught:
+    metrics.Expression(pattern)
+  print(caught.value)
+
+
+def test_endless_expression_is_given_up(capfd):
+  expression, text = metrics.Expression("(a|aa)+$"), "a" * 60 + "b"
+  started = time.monotonic()
+  assert not expression.found_in(text)
+  first = time.monotonic() - started
+  assert [expression.matches(text), expression.matches("aa"), expression.ranges(text)] == [False, False, []]
+  print(f"{first:.2f} s, then {time.monotonic() - started - first:.4f} s")
+  assert 0.5 < first < 20 and time.monotonic() - started - first < 0.5
+  assert capfd.readouterr().err == "WARNING: the answer '(a|aa)+$' takes over 1 s to match; it is given up.\n"
+  assert metrics.Expression("(a|aa)+$").found_in("aaa")
 
 
 def test_recall_at():

@@ -56,6 +56,20 @@ def test_bad_lines_are_counted_by_reason(tmp_path, capfd):
       "3 lines left out, the answer is not a list of text (first: line 14)")]
 
 
+def test_answers_may_be_expressions(tmp_path, capfd):
+  path = write(
+      tmp_path / "q.jsonl", {"question": "a?", "answer": [r"19\d\d|Sept?(ember)?"], "regex": True}, {"question": "b?", "answer": ["(a"]},
+      {"question": "c?", "answer": ["x", "(a"], "regex": True}, {"question": "d?", "answer": ["*"], "regex": True},
+      {"question": "e?", "answer": ["x"], "regex": "yes"}, {"question": "f?", "answer": ["x"], "regex": False})
+  rows, told = questions.read_questions(path), capfd.readouterr().err
+  print(rows, told)
+  assert rows == [Question("a?", [r"19\d\d|Sept?(ember)?"], regex=True), Question("b?", ["(a"]), Question("f?", ["x"])]
+  assert told.splitlines() == [f"{path}: 1 lines left out, {words}" for words in (
+      "the answer is not a regular expression: missing ), unterminated subpattern (first: line 3)",
+      "the answer is not a regular expression: nothing to repeat (first: line 4)",
+      "regex is neither true nor false (first: line 5)")]
+
+
 def test_answers_may_be_unknown(tmp_path):
   path = write(tmp_path / "q.jsonl", {"question": "who?"}, {"question": "what?", "answer": ["x"]})
   assert [row.answers for row in questions.read_questions(path, need_answers=False)] == [[], ["x"]]
