@@ -53,7 +53,7 @@ def load(index_folder: str, *, passages: str, snapshot: str) -> IndexedRetriever
     ArtifactError: they do not belong together.
   """
   searcher = index.load(index_folder, snapshot=snapshot, passages=passages)
-  return IndexedRetriever(snapshots.load_retriever(snapshot), searcher, artifacts.step_of(index_folder), index_folder)
+  return IndexedRetriever(snapshots.load_retriever(snapshot), searcher, artifacts.step_of(snapshot), index_folder)
 
 
 def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, own_passages: np.ndarray | None, null: bool) -> np.ndarray:
