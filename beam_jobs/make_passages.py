@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 from absl import flags
@@ -25,7 +25,6 @@ from beam_jobs.corpus import Article, Chunk, CorpusError
 from realm_tf import artifacts, passages, tokenization
 
 REJECTED = "rejected.jsonl"
-_REPORT = "report.json"  # from the workers to this process; not part of the artifact
 _VOCABULARY_CHARS = 40_000_000  # what a vocabulary is learned from, spread evenly over the corpus
 _BATCH_ARTICLES, _BATCH_PASSAGES = 64, 256  # per call of the tokenizer
 
@@ -154,19 +153,23 @@ class WriteShard(beam.DoFn):
       yield from passages.make_passages(self._tokenizer, list(zip(titles, sentences)), numbers)
 
 
-def write_report(folder: str, plan: Plan, read: Iterable, repeated: Iterable, digests: Iterable) -> None:
-  """Writes what was rejected, and the counts for info.json."""
+def finish(publication: artifacts.Publication, plan: Plan, read: Iterable, repeated: Iterable, digests: Iterable, *,
+           details: Mapping) -> None:
+  """Writes what was rejected, and publishes the passages, if there are any."""
   rows = [row for _, row in sorted([*read, *repeated], key=lambda item: item[0])]
-  artifacts.write_text(os.path.join(folder, REJECTED), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-  report = {
-      "passages": plan.num_passages, "articles": plan.num_articles,
-      "dropped": dict(sorted(collections.Counter(row["reason"] for row in rows).items())),
-      "content": artifacts.fingerprint_of(sorted(digests)), "examples": rows[:1]}
-  artifacts.write_text(os.path.join(folder, _REPORT), json.dumps(report))
+  if artifacts.gfile.exists(publication.path):
+    artifacts.write_text(os.path.join(publication.path, REJECTED), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+  if plan.num_passages:
+    publication.finish(
+        {"passages": plan.num_passages, "articles": plan.num_articles,
+         "dropped": dict(sorted(collections.Counter(row["reason"] for row in rows).items()))},
+        content=artifacts.fingerprint_of(sorted(digests)), details=details)
 
 
-def build(root: beam.Pipeline, chunks: Sequence[Chunk], folder: str, *, lower_case: bool, max_tokens: int, passages_per_shard: int):
-  """The pipeline: read and block, find duplicates, number, write."""
+def build(root: beam.Pipeline, chunks: Sequence[Chunk], publication: artifacts.Publication, *, details: Mapping, lower_case: bool,
+          max_tokens: int, passages_per_shard: int):
+  """The pipeline: read and block, find duplicates, number, write, publish."""
+  folder = publication.path
   read = (
       root | "Chunks" >> beam.Create(chunks) | beam.Reshuffle()
       | "Read" >> beam.ParDo(ReadBlocks(folder, lower_case=lower_case, max_tokens=max_tokens)).with_outputs(
@@ -179,8 +182,8 @@ def build(root: beam.Pipeline, chunks: Sequence[Chunk], folder: str, *, lower_ca
       "rejected", main="blocks")
   digests = numbered.blocks | "ByShard" >> beam.GroupByKey() | "Write" >> beam.ParDo(
       WriteShard(folder, lower_case=lower_case, passages_per_shard=passages_per_shard), plan)
-  _ = root | "Folder" >> beam.Create([folder]) | "Report" >> beam.Map(
-      write_report, plan, *(beam.pvalue.AsIter(part) for part in (read.rejected, numbered.rejected, digests)))
+  _ = root | "Publication" >> beam.Create([publication]) | "Publish" >> beam.Map(
+      finish, plan, *(beam.pvalue.AsIter(part) for part in (read.rejected, numbered.rejected, digests)), details=details)
 
 
 # --------------------------------------------------------------------------------------------------------------- job
@@ -204,7 +207,7 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
     beam_args: Beam's options.
 
   Returns:
-    The artifact's info.
+    The artifact's info; nothing yet where Beam's options do not wait for the end.
 
   Raises:
     CorpusError: no input, or nothing in it that makes a passage.
@@ -224,22 +227,23 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
     return artifacts.read_info(output)
   started = time.time()
   print(f"make_passages: reading {len(sources)} files, {sum(s.size_bytes for s in sources) / 1e6:.1f} MB")
-  with artifacts.publish(output, kind=passages.KIND, config=config, inputs={}) as staged:
+  publication = artifacts.begin(output, kind=passages.KIND, config=config, inputs={})
+  with pipelines.removed_on_failure(publication.path):
     chunks = corpus.split_into_chunks(sources)
     tokenizer = _write_vocabulary(
-        staged.path, chunks + corpus.split_into_chunks(also), vocab=vocab, size=vocab_size, lower_case=lower_case)
+        publication.path, chunks + corpus.split_into_chunks(also), vocab=vocab, size=vocab_size, lower_case=lower_case)
+    details = {"vocab_size": tokenizer.size, "lower_case": lower_case, "vocab_fingerprint": tokenizer.fingerprint, "input": inputs}
     with pipelines.pipeline(beam_args) as root:
-      build(root, chunks, staged.path, lower_case=lower_case, max_tokens=max_tokens, passages_per_shard=passages_per_shard)
-    report = os.path.join(staged.path, _REPORT)
-    counts = json.loads(artifacts.read_text(report))
-    artifacts.gfile.remove(report)
-    examples, staged.content = counts.pop("examples"), counts.pop("content")
-    if not counts["passages"]:
-      raise CorpusError(f"--input {inputs!r} gives no passage; dropped {counts['dropped']}, the first of them {examples}.")
-    staged.counts = counts
-    staged.details = {
-        "vocab_size": tokenizer.size, "lower_case": lower_case, "vocab_fingerprint": tokenizer.fingerprint, "input": inputs}
-  secs = time.time() - started
+      build(root, chunks, publication, details=details, lower_case=lower_case, max_tokens=max_tokens,
+            passages_per_shard=passages_per_shard)
+    if pipelines.is_left_running(beam_args):
+      print(f"make_passages: submitted; its last step publishes {output}.")
+      return {}
+    if artifacts.gfile.exists(publication.path):
+      rows = [json.loads(line) for line in artifacts.read_text(os.path.join(publication.path, REJECTED)).splitlines()]
+      dropped = dict(collections.Counter(row["reason"] for row in rows))
+      raise CorpusError(f"--input {inputs!r} gives no passage; dropped {dropped}, the first of them {rows[:1]}.")
+  secs, counts = time.time() - started, artifacts.read_info(output)["counts"]
   print(f"make_passages: {counts['passages']} passages of {counts['articles']} articles in {secs:.0f} s "
         f"({counts['passages'] / secs:.0f}/s); dropped {counts['dropped']}; {output}")
   return artifacts.read_info(output)

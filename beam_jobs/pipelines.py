@@ -4,14 +4,17 @@ A job's command line is `python -m beam_jobs.JOB --its=flags -- --beam_options`:
 hands `main` the list [program, everything after `--`].
 """
 
+import contextlib
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 from absl import app, flags
 from apache_beam.options import pipeline_options
+
+from realm_tf import artifacts
 
 
 def pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
@@ -28,6 +31,22 @@ def pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
     # options, Python alone.
     standard.runner = "FnApiRunner"
   return beam.Pipeline(options=options)
+
+
+def is_left_running(beam_args: Sequence[str]) -> bool:
+  """Whether the pipeline goes on after its `with` block: --no_wait_until_finish, for jobs whose last step publishes."""
+  return pipeline_options.PipelineOptions(list(beam_args)).view_as(pipeline_options.StandardOptions).no_wait_until_finish
+
+
+@contextlib.contextmanager
+def removed_on_failure(folder: str) -> Iterator[None]:
+  """Deletes a staging folder when its job fails."""
+  try:
+    yield
+  except Exception:  # not when it is interrupted: it may go on elsewhere
+    if artifacts.gfile.exists(folder):
+      artifacts.gfile.rmtree(folder)
+    raise
 
 
 def start(job: str) -> None:

@@ -61,10 +61,51 @@ def file_digest(path: str) -> str:
   return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def publish(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str], seed: int | None = None,
-            resume: bool = False) -> Iterator[Staged]:
-  """Writes an artifact so that readers see all of it or nothing.
+@dataclasses.dataclass(frozen=True)
+class Publication:
+  """An artifact on its way. It pickles: the last step of a job may finish it, wherever that runs.
+
+  Attributes:
+    path: where to write files.
+    folder: what `path` becomes.
+    recipe: fingerprint of all that is known before.
+    made_by: config, inputs and the like, for info.json.
+    started: seconds since the epoch.
+  """
+
+  path: str
+  folder: str
+  recipe: str
+  made_by: Mapping
+  started: float
+
+  def finish(self, counts: Mapping, *, content: str = "", details: Mapping | None = None) -> None:
+    """Makes the folder complete and moves it into place; does nothing where just this was done before.
+
+    Args:
+      counts, content, details: see `Staged`.
+    """
+    fingerprint = fingerprint_of(self.recipe, content)
+    if not gfile.exists(self.path) and is_complete(self.folder) and read_info(self.folder)["fingerprint"] == fingerprint:
+      return  # a step that runs again, after its worker was lost
+    info = {**self.made_by, "fingerprint": fingerprint, "counts": dict(counts),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "wall_secs": round(time.time() - self.started, 3),
+            **(details or {})}
+    write_text(os.path.join(self.path, INFO), json.dumps(info, indent=2, default=str) + "\n")
+    write_text(os.path.join(self.path, COMPLETE), "")
+    if gfile.exists(self.folder):
+      parent, name = os.path.split(self.folder)
+      replaced = os.path.join(parent, f".replaced-{name}-{os.getpid()}")
+      gfile.rename(self.folder, replaced)
+      gfile.rename(self.path, self.folder)
+      gfile.rmtree(replaced)
+    else:
+      gfile.rename(self.path, self.folder)
+
+
+def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str], seed: int | None = None,
+          resume: bool = False) -> Publication:
+  """Makes the staging folder of an artifact.
 
   Args:
     folder: final place. An earlier complete artifact there is replaced when the new one is complete.
@@ -74,9 +115,6 @@ def publish(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str
     seed: the random seed, where one was used.
     resume: keep what an interrupted run of the *same* config and inputs left in the staging folder; otherwise staging
       starts empty. One writer at a time for one folder.
-
-  Yields:
-    `Staged`; write files under its `path`, set its `counts`, `content` and `details`.
 
   Raises:
     ArtifactError: an input is missing or incomplete.
@@ -89,29 +127,32 @@ def publish(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str
   if gfile.exists(staging) and not resume:
     gfile.rmtree(staging)
   gfile.makedirs(staging)
-  staged = Staged(path=staging)
-  started = time.time()
+  made_by = {"kind": kind, "format_version": FORMAT_VERSION, "config": dict(config), "inputs": sources, "seed": seed}
+  return Publication(staging, folder, recipe, made_by, time.time())
+
+
+@contextlib.contextmanager
+def publish(folder: str, *, resume: bool = False, **what) -> Iterator[Staged]:
+  """Writes an artifact so that readers see all of it or nothing.
+
+  Args:
+    what: see `begin`.
+
+  Yields:
+    `Staged`; write files under its `path`, set its `counts`, `content` and `details`.
+
+  Raises:
+    ArtifactError: an input is missing or incomplete.
+  """
+  publication = begin(folder, resume=resume, **what)
+  staged = Staged(path=publication.path)
   try:
     yield staged
   except BaseException:
     if not resume:
-      gfile.rmtree(staging)
+      gfile.rmtree(publication.path)
     raise
-  info = {
-      "kind": kind, "format_version": FORMAT_VERSION, "fingerprint": fingerprint_of(recipe, staged.content),
-      "config": dict(config), "inputs": sources, "counts": staged.counts, "seed": seed,
-      "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "wall_secs": round(time.time() - started, 3),
-      **staged.details,
-  }
-  write_text(os.path.join(staging, INFO), json.dumps(info, indent=2, default=str) + "\n")
-  write_text(os.path.join(staging, COMPLETE), "")
-  if gfile.exists(folder):
-    replaced = os.path.join(parent, f".replaced-{name}-{os.getpid()}")
-    gfile.rename(folder, replaced)
-    gfile.rename(staging, folder)
-    gfile.rmtree(replaced)
-  else:
-    gfile.rename(staging, folder)
+  publication.finish(staged.counts, content=staged.content, details=staged.details)
 
 
 def write_text(path: str, text: str) -> None:

@@ -17,7 +17,8 @@ from apache_beam.portability import python_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from tests import beam_runners_test
+from realm_tf import artifacts, passages
+from tests import beam_runners_test, deploy_test
 from tests.processes import REPOSITORY
 
 pytest.importorskip("apitools", reason="no Dataflow client: pip install -r requirements_dataflow.txt")
@@ -103,6 +104,38 @@ def test_every_job(service, toy, tmp_path):
     assert len(steps) >= 2
   assert len(service.jobs) == 3
   beam_runners_test.check_outputs(toy, str(tmp_path))
+
+
+def test_a_template_publishes_by_itself(service, toy, tmp_path):
+  """What a flex template's launcher starts writes the job down and ends; the job, run later, leaves a complete folder."""
+  template, output = tmp_path / "template.json", tmp_path / "passages"
+  done = subprocess.run(
+      [sys.executable, "deploy/launch_template.py", "--job=make_passages", f"--input={toy.config().corpus.knowledge}", f"--output={output}",
+       "--runner=DataflowRunner", f"--vocab={toy.config().passages}", "--max_tokens=64", "--project=project", "--region=europe-west1",
+       "--job_name=x", f"--sdk_container_image={IMAGE}", "--sdk_location=container", f"--temp_location={tmp_path / 'tmp'}",
+       f"--staging_location={service.staging}", "--no_auth", f"--template_location={template}",
+       f"--dataflow_endpoint=http://localhost:{service.server_port}"],
+      cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+  print(done.stdout[-300:])
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert "its last step publishes" in done.stdout and not output.exists() and not service.jobs
+  service.run(json.loads(template.read_text()))
+  info, wanted = artifacts.read_info(str(output)), artifacts.read_info(toy.config().passages)
+  print(service.jobs[0]["name"], info["counts"])
+  assert info["counts"] == wanted["counts"] and info["vocab_fingerprint"] == wanted["vocab_fingerprint"]
+  for path in passages.shard_paths(toy.config().passages):
+    assert (output / os.path.basename(path)).read_bytes() == open(path, "rb").read()
+
+
+def test_template_metadata_names_flags_that_exist():
+  with open(os.path.join(REPOSITORY, "deploy/template_metadata.json"), encoding="utf-8") as file:
+    parameters = json.load(file)["parameters"]
+  flags = deploy_test.flags_of("beam_jobs/make_passages.py") | deploy_test.flags_of("beam_jobs/annotate_spans.py")
+  names = {parameter["name"] for parameter in parameters}
+  print(sorted(names))
+  assert names - {"job"} <= flags and {"job", "input", "output", "passages"} <= names
+  assert {parameter["name"] for parameter in parameters if not parameter.get("isOptional")} == {"job", "output"}
+  assert all(parameter["label"] and parameter["helpText"] for parameter in parameters)
 
 
 def test_a_job_that_dataflow_refuses(service, toy, tmp_path, monkeypatch):
