@@ -20,6 +20,7 @@ ALLOWED = {
     "tokenization": "artifacts",
     "passages": "artifacts tokenization",
     "examples": "artifacts passages tokenization",
+    "explanations": "artifacts examples tokenization",
     "models.encoder": "artifacts",
     "models.retriever": "models.encoder",
     "models.masked_reader": "models.encoder",
@@ -31,11 +32,12 @@ ALLOWED = {
     "bm25": "passages retrieval",
     "devices": "artifacts",
     "settings": "artifacts devices examples passages snapshots tokenization models.encoder models.masked_reader models.retriever",
-    "questions": "artifacts passages examples settings tokenization",
+    "questions": "artifacts metrics passages examples settings tokenization",
+    "prepare_questions": "artifacts metrics progress settings",
     "training": "artifacts devices snapshots progress",
     "stages": "artifacts",
 }
-ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "pipeline")  # in order: any above
+ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "pipeline")  # in order: any above
 
 
 @functools.cache
@@ -145,6 +147,6 @@ def test_models_and_losses_run_on_any_backend():
 
 
 def test_metrics_and_salient_spans_are_plain_python():
-  allowed = {"re", "string", "unicodedata", "collections", "numpy"}
+  allowed = {"functools", "re", "regex", "string", "sys", "unicodedata", "collections", "numpy"}
   for name in ("metrics", "salient_spans"):
     assert {module.split(".")[0] for module in imported(sources("realm_tf")[name])} <= allowed, name

@@ -1,0 +1,119 @@
+"""configs/paper.py is the paper's: its values, its parameter counts, and one step of each stage at full model size."""
+
+import json
+
+import numpy as np
+import pytest
+
+from beam_jobs import annotate_spans, make_passages
+from configs import paper
+from realm_tf import examples, finetune, passages, pretrain, pretrain_ict, questions, retrieval, settings, training
+from realm_tf.models.span_reader import SpanReader
+from realm_tf.tokenization import SPECIAL
+
+BERT = 109_482_240  # BERT-base uncased with its pooler
+PROJECTION = 768 * 128 + 128 + 2 * 128
+MASKED_LM_HEAD = 768 * 768 + 768 + 2 * 768 + 30_522
+SPAN_HEAD = 2 * 768 * 256 + 256 + 2 * 256 + 256
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  """The paper's, with a fresh BERT-base in place of the published one, on ten passages; batches of one or two."""
+  root = tmp_path_factory.mktemp("paper")
+  words = sorted({word for year in range(10) for word in _article(year)["text"].lower().replace(".", " .").split()})
+  (root / "vocab.txt").write_text("\n".join([*SPECIAL, *words, *(f"unused{i}" for i in range(30_522 - len(SPECIAL) - len(words)))]) + "\n")
+  (root / "articles.jsonl").write_text("".join(json.dumps(_article(year)) + "\n" for year in range(10)))
+  (root / "questions.jsonl").write_text(
+      '{"question": "who built mill 3", "answer": ["Anna Berg"]}\n{"question": "when was mill 4 built", "answer": ["19?04"], "regex": true}\n')
+  c = paper.get_config()
+  c.run_dir, c.encoder.preset = str(root / "run"), ""
+  make_passages.run(str(root / "articles.jsonl"), c.passages, vocab=str(root / "vocab.txt"), max_tokens=c.corpus.max_tokens)
+  annotate_spans.run(c.passages, c.knowledge_spans)
+  c.finetune.questions = str(root / "questions.jsonl")
+  return c
+
+
+def _article(year: int) -> dict:
+  return {"title": f"Mill {year}", "text": f"Mill {year} was built by Anna Berg in {1900 + year}. It stood near Lake Orla until May 1950."}
+
+
+def test_values_of_the_paper():
+  c = paper.get_config()
+  assert (c.corpus.max_tokens, c.retriever.passage_length, c.retriever.query_length, c.reader.length) == (288, 288, 96, 384)
+  assert (c.retriever.projection_dim, c.retriever.dropout, c.retriever.shared, c.retriever.pooling) == (128, 0.1, True, "cls")
+  assert (c.ict.steps, c.ict.batch_size, c.ict.learning_rate, c.ict.query_length, c.ict.removal_rate) == (100_000, 4096, 1e-4, 64, 0.9)
+  assert (c.realm.steps, c.realm.batch_size, c.realm.learning_rate, c.realm.num_candidates) == (200_000, 512, 3e-5, 8)
+  assert c.realm.null_passage and c.realm.drop_own_passage and not c.realm.per_token and c.refresh.every_steps == 500
+  assert (c.masking, c.reader.max_masks, c.realm.retriever_learning_rate_ratio) == ("salient", 10, 1)
+  f = c.finetune
+  assert (f.learning_rate, f.beam, f.num_read, f.reader_length, f.max_span, f.span_dim) == (1e-5, 5000, 5, 320, 10, 256)
+  assert not f.refresh_every_steps and f.has_answer == "raw"
+  for name, train in (("nq", 79_168), ("webquestions", 3_417), ("curatedtrec", 1_353)):
+    variant = paper.get_config(f"{name}+cc_news")
+    epochs = variant.finetune.steps * variant.finetune.batch_size / train
+    print(f"{name}: {variant.finetune.steps} steps, {epochs:.1f} epochs; X: {variant.corpus.pretraining}")
+    assert 19.5 < epochs <= 20 and variant.corpus.pretraining == "data/cc_news/*.jsonl" and name in variant.finetune.questions
+    assert variant.spans != variant.knowledge_spans and paper.get_config(name).spans == paper.get_config(name).knowledge_spans
+  with pytest.raises(ValueError, match="paper.py:trivia is unknown; wanted one of nq, webquestions, curatedtrec"):
+    paper.get_config("trivia")
+
+
+def step(model, batch, tmp_path, section) -> float:
+  """One training step; the loss."""
+  training.train(model, lambda _: batch, workdir=str(tmp_path), steps=1, log_every=1, checkpoint_every=2,
+                 batch_size=len(batch["query_ids"]), optimizer=training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
+  row = json.loads((tmp_path / "metrics.jsonl").read_text())
+  print({name: round(value, 4) for name, value in row.items()})
+  return row["loss"]
+
+
+@pytest.mark.timeout(900)
+def test_one_step_of_ict(config, tmp_path):
+  tokenizer, table = settings.tokenizer(config.passages), passages.load(config.passages)
+  retriever = settings.new_retriever(config, tokenizer)
+  assert retriever.count_params() == BERT + PROJECTION
+  data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length, passage_length=288)
+  batch = data.batch(0, batch_size=2, seed=0)
+  assert batch["query_ids"].shape == (2, 64) and batch["passage_ids"].shape == (2, 288)
+  assert np.isfinite(step(pretrain_ict.IctModel(retriever), batch, tmp_path, config.ict))
+
+
+@pytest.mark.timeout(900)
+def test_one_step_of_realm_and_of_fine_tuning(config, tmp_path):
+  tokenizer, table = settings.tokenizer(config.passages), passages.load(config.passages)
+  retriever, reader = settings.new_retriever(config, tokenizer), settings.new_masked_reader(config, tokenizer)
+  assert reader.count_params() == BERT + MASKED_LM_HEAD
+  vectors = np.array(retriever.embed_passages(*examples.pack_passages(
+      *examples.gather_passages(table, np.arange(len(table))), tokenizer=tokenizer, length=288)))
+
+  class Exact:
+    """Searches ten vectors; the jobs that make an index at this size have tests of their own."""
+
+    def search(self, query_ids, num):
+      scores = np.array(retriever.embed_queries(query_ids)) @ vectors.T
+      numbers = np.argsort(-scores, axis=1)[:, :num].astype(np.int32)
+      return retrieval.Found(numbers, np.take_along_axis(scores, numbers, 1))
+
+  with config.unlocked():
+    config.realm.batch_size = 1
+  batch = pretrain.Batches(config, table, tokenizer).realm(0, indexed=Exact())
+  assert batch["passage_ids"].shape == (1, 8, 288) and batch["reader_ids"].shape == (1, 8, 384) and batch["targets"].shape == (1, 10)
+  model = pretrain.RealmModel(retriever, reader)
+  assert np.isfinite(step(model, batch, tmp_path / "realm", config.realm))
+
+  f = config.finetune
+  span_reader = SpanReader(architecture=reader.get_config()["architecture"], query_length=config.retriever.query_length,
+                           length=f.reader_length, max_span=f.max_span, span_dim=f.span_dim)
+  assert span_reader.count_params() == BERT + SPAN_HEAD
+  del model, reader
+  rows = questions.read_questions(f.questions)
+  data = finetune.QaExamples(rows, table, tokenizer=tokenizer, search=lambda ids, texts: Exact().search(ids, min(f.beam, len(table))),
+                             embeddings=vectors, reader=span_reader, num_read=f.num_read, raw=f.has_answer == "raw")
+  for number, wanted in ((0, 10), (1, 1)):  # every passage has Anna Berg, one has 1904
+    inputs, numbers = data.inputs(np.array([number]))
+    labels = data.beam_correct(np.array([number]), numbers), data.span_correct(np.array([number]), numbers, inputs)
+    print(rows[number].text, labels[0], np.argwhere(labels[1]).tolist())
+    assert labels[0].sum() == wanted and labels[1].shape == (1, 5, 320, 10)
+  model = finetune.OpenQaModel(retriever.query_tower, span_reader, sep_id=tokenizer.sep_id)
+  assert np.isfinite(step(model, data.batch(0, batch_size=1, seed=0), tmp_path / "finetune", f))
