@@ -410,7 +410,7 @@ def test_command(workdir, newer, tmp_path):
   own = os.path.join(workdir, "indexes/00000003")
   command = [sys.executable, "-m", "realm_tf.explain", f"--workdir={workdir}", f"--text={TEXT}", "--num_candidates=3"]
   done = subprocess.run([*command, f"--index={own}", f"--index={newer}", f"--output={tmp_path}/out"], cwd=REPOSITORY,
-                        capture_output=True, text=True, timeout=120)
+                        capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "240"})  # or long paths are cut
   print(done.stdout)
   assert done.returncode == 0, done.stderr
   saved = json.loads((tmp_path / "out/explain.json").read_text())
