@@ -3,34 +3,89 @@
     python -m beam_jobs.annotate_spans --passages=P --tagger=rules --output=S -- --direct_num_workers=2 \
         --direct_running_mode=multi_processing
 
-One record file of passages becomes one record file of sentences, so the order is that of the passages on any runner.
+Dates follow regular expressions; names are found by rules, by a tagger of `realm_tf.train_tagger` (--tagger=DIR), or by a spaCy
+pipeline that is installed or in a folder (--tagger=spacy:NAME). One record file of passages becomes one record file of
+sentences, so the order is that of the passages on any runner.
 """
 
 import bisect
 import collections
-import json
+import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 import tensorflow as tf
 from absl import flags
+from apache_beam.utils import shared
 
 from beam_jobs import pipelines
-from realm_tf import artifacts, passages, salient_spans, tokenization
+from realm_tf import artifacts, passages, salient_spans, span_tagger, tokenization
 
 KIND = "spans"
 MAX_SPAN_TOKENS = 10  # longer spans cannot be masked (REALM, appendix)
 REASONS = {"too_long", "unknown_word", "no_word_piece"}  # why spans are dropped
-_REPORT = "report.json"  # from the workers to this process; not part of the artifact
-_BATCH_SENTENCES = 1024  # per call of the tokenizer
+_BATCH_PASSAGES = 256  # per call of the tagger and of the tokenizer
 
-TAGGERS = {"rules": salient_spans.find_spans_of_passage}  # name -> sentences of a passage to character ranges in each
+RULES, SPACY = "rules", "spacy:"  # or a folder
+_SPACY_NUMBERS = frozenset("DATE TIME PERCENT MONEY QUANTITY ORDINAL CARDINAL".split())  # what is no name
+
+Tagger = Callable[[Sequence[Sequence[str]]], list[Sequence[tuple[int, int]]]]
 
 
-class TaggerError(ValueError):
-  """A --tagger that does not exist."""
+class TaggerError(artifacts.UserError):
+  """A --tagger that does not exist, or that finds nothing."""
+
+
+# -------------------------------------------------------------------------------------------------------------- taggers
+
+
+def load_tagger(name: str) -> Tagger:
+  """What finds names: the sentences of passages -> the character ranges in each sentence, of all passages in a row.
+
+  Raises:
+    TaggerError: there is no such tagger.
+  """
+  if name == RULES:
+    return lambda texts: [names for sentences in texts for names in salient_spans.find_names_of_passage(sentences)]
+  if name.startswith(SPACY):
+    nlp = _load_spacy(name)
+    return lambda texts: [[(entity.start_char, entity.end_char) for entity in doc.ents if entity.label_ not in _SPACY_NUMBERS]
+                          for doc in nlp.pipe(itertools.chain(*texts))]
+  model = span_tagger.load(_folder_of(name))
+  return lambda texts: [[(span.start, span.end) for span in spans]
+                        for spans in span_tagger.find_names(model, list(itertools.chain(*texts)))]
+
+
+def recipe_of(name: str) -> tuple[dict, dict[str, str]]:
+  """What a spans folder's info.json says of its tagger: entries of its config, and of its inputs."""
+  if name == RULES:
+    return {"tagger": RULES}, {}
+  if name.startswith(SPACY):
+    meta = _load_spacy(name).meta
+    return {"tagger": name, "model": f"{meta['lang']}_{meta['name']}-{meta['version']}"}, {}
+  return {"tagger": span_tagger.KIND}, {"tagger": _folder_of(name)}
+
+
+def _folder_of(name: str) -> str:
+  if not artifacts.gfile.isdir(name):
+    raise TaggerError(f"--tagger={name!r} is unknown; wanted one of {RULES}, {SPACY}NAME, or a folder of realm_tf.train_tagger.")
+  return name
+
+
+def _load_spacy(name: str):
+  try:
+    import spacy  # only for who has it
+  except ImportError:
+    raise TaggerError(f"--tagger={name} needs spaCy, which is not installed: pip install spacy.") from None
+  try:
+    return spacy.load(name.removeprefix(SPACY))
+  except OSError as error:
+    raise TaggerError(f"--tagger={name}: {error} (python -m spacy download NAME installs its models)") from None
+
+
+# -------------------------------------------------------------------------------------------------------------- the job
 
 
 class AnnotateShard(beam.DoFn):
@@ -38,10 +93,11 @@ class AnnotateShard(beam.DoFn):
 
   def __init__(self, vocab: str, folder: str, *, lower_case: bool, tagger: str):
     self._vocab, self._folder, self._lower_case, self._tagger = vocab, folder, lower_case, tagger
+    self._shared = shared.Shared()  # one tagger per process, however many threads Beam runs bundles in
 
   def setup(self):
     self._tokenizer = tokenization.Tokenizer(self._vocab, lower_case=self._lower_case)
-    self._find_spans = TAGGERS[self._tagger]
+    self._find_names = self._shared.acquire(lambda: load_tagger(self._tagger))
 
   def process(self, item):
     path, shard, num_shards = item
@@ -51,18 +107,16 @@ class AnnotateShard(beam.DoFn):
     yield shard, dict(counts), artifacts.file_digest(os.path.join(self._folder, name))
 
   def _sentences(self, path: str, counts: collections.Counter) -> Iterator[passages.Sentence]:
-    batch = []
-    for passage in passages.read_shard(path, passages.Passage):
-      texts = sentences_of(passage)
-      batch.extend((passage.number, text, spans) for text, spans in zip(texts, self._find_spans(texts), strict=True))
-      if len(batch) >= _BATCH_SENTENCES:
-        yield from self._tokenise(batch, counts)
-        batch = []
-    yield from self._tokenise(batch, counts)
+    rows = passages.read_shard(path, passages.Passage)
+    while batch := list(itertools.islice(rows, _BATCH_PASSAGES)):
+      texts = [sentences_of(passage) for passage in batch]
+      numbered = [(passage.number, text) for passage, sentences in zip(batch, texts) for text in sentences]
+      counts["sentences"] += len(numbered)
+      found = [(number, text, spans) for (number, text), names in zip(numbered, self._find_names(texts), strict=True)
+               if (spans := salient_spans.with_dates(text, names))]
+      yield from self._tokenise(found, counts)
 
   def _tokenise(self, batch, counts: collections.Counter) -> Iterator[passages.Sentence]:
-    counts["sentences"] += len(batch)
-    batch = [row for row in batch if row[2]]
     tokens = self._tokenizer.with_offsets(tf.constant([text for _, text, _ in batch], tf.string))
     columns = (part.to_list() for part in (tokens.ids, tokens.starts, tokens.ends))
     for (number, text, spans), ids, starts, ends in zip(batch, *columns, strict=True):
@@ -96,15 +150,15 @@ def to_pieces(text: str, span: tuple[int, int], starts: Sequence[int], ends: Seq
   return bisect.bisect_left(starts, start), bisect.bisect_right(ends, end)
 
 
-def write_report(folder: str, annotated: Iterable) -> None:
-  """Sums the shards' counts for info.json."""
+def finish(publication: artifacts.Publication, annotated: Iterable, *, details: Mapping) -> None:
+  """Publishes the sentences, if there are any spans, with the sums of the shards' counts."""
   total, digests = collections.Counter({"sentences": 0, "sentences_with_spans": 0, "spans": 0}), []
   for _, counts, digest in sorted(annotated, key=lambda item: item[0]):
     total.update(counts)
     digests.append(digest)
   dropped = {reason: total.pop(reason) for reason in sorted(REASONS & set(total))}
-  artifacts.write_text(os.path.join(folder, _REPORT), json.dumps(
-      {"counts": {**total, "dropped": dropped}, "content": artifacts.fingerprint_of(digests)}))
+  if total["spans"]:
+    publication.finish({**total, "dropped": dropped}, content=artifacts.fingerprint_of(digests), details=details)
 
 
 def run(passages_folder: str, output: str, *, tagger: str = "rules", beam_args: Sequence[str] = ()) -> dict:
@@ -113,43 +167,41 @@ def run(passages_folder: str, output: str, *, tagger: str = "rules", beam_args: 
   Args:
     passages_folder: a complete passages folder.
     output: the folder to write.
-    tagger: one of TAGGERS.
+    tagger: "rules", "spacy:NAME", or a tagger's folder.
     beam_args: Beam's options.
 
   Returns:
-    The artifact's info.
+    The artifact's info; nothing yet where Beam's options do not wait for the end.
 
   Raises:
-    ArtifactError: `passages_folder` is not a complete passages folder.
+    ArtifactError: `passages_folder` is not a complete passages folder, or the tagger's not a complete tagger.
     TaggerError: an unknown tagger, or one that finds nothing.
   """
-  if tagger not in TAGGERS:
-    raise TaggerError(f"--tagger={tagger!r} is unknown; wanted one of {', '.join(TAGGERS)}.")
   source = artifacts.read_info(passages_folder, kind=passages.KIND)
-  config, inputs = {"tagger": tagger, "max_span_tokens": MAX_SPAN_TOKENS}, {"passages": passages_folder}
+  config, inputs = recipe_of(tagger)
+  config, inputs = {**config, "max_span_tokens": MAX_SPAN_TOKENS}, {**inputs, "passages": passages_folder}
   if artifacts.is_current(output, kind=KIND, config=config, inputs=inputs):
-    print(f"annotate_spans: {output} is already made from just these passages.")
+    print(f"annotate_spans: {output} is already made from just these passages, by this tagger.")
     return artifacts.read_info(output)
   started = time.time()
-  with artifacts.publish(output, kind=KIND, config=config, inputs=inputs) as staged:
+  publication = artifacts.begin(output, kind=KIND, config=config, inputs=inputs)
+  with pipelines.removed_on_failure(publication.path):
     paths = passages.shard_paths(passages_folder)
     shards = [(path, shard, len(paths)) for shard, path in enumerate(paths)]
     with pipelines.pipeline(beam_args) as root:
       annotated = (
           root | "Shards" >> beam.Create(shards) | beam.Reshuffle()
           | "Annotate" >> beam.ParDo(
-              AnnotateShard(passages_folder, staged.path, lower_case=source["lower_case"], tagger=tagger)))
-      _ = root | "Folder" >> beam.Create([staged.path]) | "Report" >> beam.Map(write_report, beam.pvalue.AsIter(annotated))
-    report = os.path.join(staged.path, _REPORT)
-    written = json.loads(artifacts.read_text(report))
-    artifacts.gfile.remove(report)
-    staged.counts, staged.content = written["counts"], written["content"]
-    staged.details = {"vocab_fingerprint": source["vocab_fingerprint"]}
-    if not staged.counts["spans"]:
+              AnnotateShard(passages_folder, publication.path, lower_case=source["lower_case"], tagger=tagger)))
+      _ = root | "Publication" >> beam.Create([publication]) | "Publish" >> beam.Map(
+          finish, beam.pvalue.AsIter(annotated), details={"vocab_fingerprint": source["vocab_fingerprint"]})
+    if pipelines.is_left_running(beam_args):
+      print(f"annotate_spans: submitted; its last step publishes {output}.")
+      return {}
+    if artifacts.gfile.exists(publication.path):
       raise TaggerError(f"--tagger={tagger} finds no span in the {source['counts']['passages']} passages of {passages_folder!r}.")
-  secs = time.time() - started
-  print(f"annotate_spans: {staged.counts['sentences']} sentences in {secs:.0f} s ({staged.counts['sentences'] / secs:.0f}/s): "
-        f"{staged.counts}; {output}")
+  secs, counts = time.time() - started, artifacts.read_info(output)["counts"]
+  print(f"annotate_spans: {counts['sentences']} sentences in {secs:.0f} s ({counts['sentences'] / secs:.0f}/s): {counts}; {output}")
   return artifacts.read_info(output)
 
 
@@ -160,6 +212,6 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
   flags.DEFINE_string("passages", None, "The passages folder to annotate.", required=True)
-  flags.DEFINE_string("tagger", "rules", f"What finds the spans: {', '.join(TAGGERS)}.")
+  flags.DEFINE_string("tagger", RULES, f"What finds names: {RULES}, {SPACY}NAME, or a folder of realm_tf.train_tagger.")
   flags.DEFINE_string("output", None, "The spans folder to write.", required=True)
   pipelines.start("beam_jobs.annotate_spans")

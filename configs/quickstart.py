@@ -27,6 +27,7 @@ def get_config():
       vocab="",  # a BERT vocab.txt; "" to learn one from Z and X
       vocab_size=3000,  # most word pieces of a learned vocabulary
       max_tokens=64,  # most word pieces of a passage
+      tagger="rules",  # what finds names: "rules", "spacy:NAME", or a folder of realm_tf.train_tagger
       beam_args=())  # Beam's options, for the jobs
 
   # ---- inputs, as the jobs before left them ----

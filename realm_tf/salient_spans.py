@@ -1,11 +1,11 @@
-"""Salient spans by rules: names and dates, the parts of a sentence that take knowledge of the world to fill in.
+"""Salient spans: names and dates, the parts of a sentence that take knowledge of the world to fill in. REALM, section 3.4.
 
-Names are capitalised words that are not capitalised merely because a sentence begins there; dates follow regular expressions.
-The paper (section 3.4) tags names with a BERT trained on CoNLL-2003; the rules need no data and no model.
+Dates follow regular expressions. Names here are found by rules, which need no data and no model: capitalised words that are not
+capitalised merely because a sentence begins there. The tagger that the paper has for them is `realm_tf.train_tagger`'s.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 _MONTH = (r"(?:January|February|March|April|May|June|July|August|September|October|November|December"
           r"|(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\.?)")
@@ -50,26 +50,21 @@ _COMMON = frozenset("""
     july august september october november december mr. mrs. ms. dr.""".split())
 
 
-def find_spans(sentence: str, known_names: Collection[str] = ()) -> list[tuple[int, int]]:
-  """Names and dates of one sentence.
-
-  Args:
-    sentence: words with single spaces between them.
-    known_names: words that are names although they begin the sentence (see `inner_names`).
+def with_dates(sentence: str, names: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+  """Names, whoever found them, and dates.
 
   Returns:
     Character ranges [start, end), in order, without overlap; where a name and a date overlap, the date.
   """
   dates = [match.span() for match in _DATE.finditer(sentence)]
-  names = [(start, end) for start, end in _names(sentence, known_names)
-           if not any(start < date_end and date_start < end for date_start, date_end in dates)]
+  names = [(start, end) for start, end in names if not any(start < date_end and date_start < end for date_start, date_end in dates)]
   return sorted(dates + names)
 
 
-def find_spans_of_passage(sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
-  """`find_spans` of each sentence, the first words judged by how the passage's other sentences write them."""
+def find_names_of_passage(sentences: Sequence[str]) -> list[list[tuple[int, int]]]:
+  """`find_names` of each sentence, the first words judged by how the passage's other sentences write them."""
   inner = [inner_names(sentence) for sentence in sentences]
-  return [find_spans(sentence, set().union(*inner[:i], *inner[i + 1:])) for i, sentence in enumerate(sentences)]
+  return [find_names(sentence, set().union(*inner[:i], *inner[i + 1:])) for i, sentence in enumerate(sentences)]
 
 
 def inner_names(sentence: str) -> set[str]:
@@ -77,8 +72,17 @@ def inner_names(sentence: str) -> set[str]:
   return {match[0] for match in _WORD.finditer(sentence) if _is_name(match[0]) and not _begins(sentence, match)}
 
 
-def _names(sentence: str, known_names: Collection[str]):
-  """Longest runs of capitalised words, lower-case joiners allowed between them."""
+def find_names(sentence: str, known_names: Collection[str] = ()) -> list[tuple[int, int]]:
+  """Longest runs of capitalised words, lower-case joiners allowed between them.
+
+  Args:
+    sentence: words with single spaces between them.
+    known_names: words that are names although they begin the sentence (see `inner_names`).
+
+  Returns:
+    Character ranges [start, end), in order, without overlap.
+  """
+  names = []
   words = list(_WORD.finditer(sentence))
   at = 0
   while at < len(words):
@@ -88,8 +92,9 @@ def _names(sentence: str, known_names: Collection[str]):
       at += 1
     else:
       if last > at or first_word[0] in known_names or not _begins(sentence, first_word):
-        yield first_word.start(), words[last].end()
+        names.append((first_word.start(), words[last].end()))
       at = last + 1
+  return names
 
 
 def _end_of_run(sentence: str, words: Sequence[re.Match], first: int) -> int | None:

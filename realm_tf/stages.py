@@ -90,7 +90,7 @@ def corpus(config) -> list[Stage]:
         inputs=(articles,), outputs=(output,), folder=output)
 
   def spans(name: str, source: str, output: str) -> Stage:
-    return Stage(name, ("beam_jobs.annotate_spans", f"--passages={source}", f"--output={output}", *beam),
+    return Stage(name, ("beam_jobs.annotate_spans", f"--passages={source}", f"--tagger={section.tagger}", f"--output={output}", *beam),
                  inputs=(source,), outputs=(output,), folder=output)
 
   if section.vocab:

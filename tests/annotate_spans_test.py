@@ -1,10 +1,16 @@
-"""realm_tf/salient_spans.py by examples, and beam_jobs/annotate_spans.py from record files to record files."""
+"""realm_tf/salient_spans.py by examples, beam_jobs/annotate_spans.py from record files to record files, and show_spans.py's page.
+
+The trained tagger is train_tagger_test.py's.
+"""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
-from beam_jobs import annotate_spans, make_passages
+from beam_jobs import annotate_spans, make_passages, show_spans
 from realm_tf import artifacts, passages, salient_spans
 
 SENTENCES = [
@@ -29,16 +35,27 @@ SENTENCES = [
 
 @pytest.mark.parametrize("sentence, expected", SENTENCES)
 def test_find_spans(sentence, expected):
-  found = [sentence[start:end] for start, end in salient_spans.find_spans(sentence)]
+  found = [sentence[start:end] for start, end in salient_spans.with_dates(sentence, salient_spans.find_names(sentence))]
   print(found)
   assert found == expected
 
 
 def test_first_word_counts_where_another_sentence_writes_it_so():
   sentences = ["Paris is big.", "He went to Paris.", "Rivers flow."]
-  spans = salient_spans.find_spans_of_passage(sentences)
-  assert [[text[a:b] for a, b in found] for text, found in zip(sentences, spans)] == [["Paris"], ["Paris"], []]
-  assert salient_spans.find_spans_of_passage(sentences[:1]) == [[]]
+  names = salient_spans.find_names_of_passage(sentences)
+  assert [[text[a:b] for a, b in found] for text, found in zip(sentences, names)] == [["Paris"], ["Paris"], []]
+  assert salient_spans.find_names_of_passage(sentences[:1]) == [[]]
+
+
+@pytest.mark.parametrize("date", ["July 1969", "12 March 2004", "1990s", "4th century BC"])
+def test_dates_stand_against_any_tagger(date):
+  sentence = f"It happened in {date} at Rome Fair {date}."
+  start, again = sentence.index(date), sentence.rindex(date)
+  names = [(sentence.index("Rome"), len(sentence) - 1), (start, start + 2)]  # what a tagger may give: over and inside of dates
+  assert salient_spans.with_dates(sentence, []) == salient_spans.with_dates(sentence, names) == [
+      (start, start + len(date)), (again, again + len(date))]
+  rome = (sentence.index("Rome"), sentence.index("Rome") + len("Rome Fair"))
+  assert salient_spans.with_dates(sentence, [rome]) == [(start, start + len(date)), rome, (again, again + len(date))]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +101,80 @@ def test_same_again(made, capsys):
 
 
 def test_unknown_tagger_and_missing_passages(made, tmp_path):
-  with pytest.raises(annotate_spans.TaggerError, match="wanted one of rules"):
+  with pytest.raises(annotate_spans.TaggerError, match="wanted one of rules, spacy:NAME, or a folder of realm_tf.train_tagger"):
     annotate_spans.run(str(made[0] / "P"), str(tmp_path / "S"), tagger="rule")
+  with pytest.raises(artifacts.ArtifactError, match="holds passages, wanted tagger"):
+    annotate_spans.run(str(made[0] / "P"), str(tmp_path / "S"), tagger=str(made[0] / "P"))
   with pytest.raises(artifacts.ArtifactError, match="does not exist"):
     annotate_spans.run(str(tmp_path / "absent"), str(tmp_path / "S"))
   with pytest.raises(artifacts.ArtifactError, match="holds spans, wanted passages"):
     annotate_spans.run(str(made[0] / "S"), str(tmp_path / "S"))
+
+
+def test_spacy(made, tmp_path):
+  """A spaCy pipeline that knows two names by heart, from a folder; its numbers are no names, dates are ours."""
+  spacy = pytest.importorskip("spacy")
+  nlp = spacy.blank("en")
+  nlp.add_pipe("entity_ruler").add_patterns([
+      {"label": "PERSON", "pattern": "Émile Zola"}, {"label": "GPE", "pattern": "Köln"}, {"label": "CARDINAL", "pattern": "Number"},
+      {"label": "DATE", "pattern": "years"}, {"label": "ORG", "pattern": "1900"}])
+  nlp.meta["version"] = "1.2.3"
+  nlp.to_disk(tmp_path / "nlp")
+  info = annotate_spans.run(str(made[0] / "P"), str(tmp_path / "S"), tagger=f"spacy:{tmp_path}/nlp")
+  found = [[row.text.encode()[row.token_starts[a]:row.token_ends[b - 1]].decode() for a, b in zip(row.span_starts, row.span_ends)]
+           for row in read(tmp_path / "S")]
+  print(found[:4], info["config"], info["counts"])
+  assert found[:2] == [["Émile Zola", "1852"], ["1900"]] and ["Köln"] in found
+  assert info["counts"]["spans"] == 20 * (2 + 0 + 1) + 60 and info["config"]["model"] == "en_pipeline-1.2.3"
+  nlp.meta["version"] = "1.2.4"
+  nlp.to_disk(tmp_path / "nlp")
+  again = annotate_spans.run(str(made[0] / "P"), str(tmp_path / "S"), tagger=f"spacy:{tmp_path}/nlp")
+  assert again["config"]["model"] == "en_pipeline-1.2.4"
+  with pytest.raises(annotate_spans.TaggerError, match="no_such_model.*python -m spacy download"):
+    annotate_spans.run(str(made[0] / "P"), str(tmp_path / "S"), tagger="spacy:no_such_model")
+
+
+def test_spacy_that_is_not_installed(made, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "spacy", None)
+  with pytest.raises(annotate_spans.TaggerError, match="--tagger=spacy:en needs spaCy.*pip install spacy"):
+    annotate_spans.run(str(made[0] / "P"), str(tmp_path / "S"), tagger="spacy:en")
+
+
+# ------------------------------------------------------------------------------------------------------------- the page
+
+
+def test_marks_of_two_taggers():
+  text = "Ö & Böll met <X>"
+  got = show_spans.marked(text, [[(0, 2), (5, 10)], [(0, 10)]])
+  print(got)
+  assert re.sub(r"</?span[^>]*>", "", got) == "Ö &amp; Böll met &lt;X&gt;"
+  assert re.findall(r'class="([^"]*)">([^<]*)<', got) == [
+      ("first second starts ends", "Ö"), ("second", " &amp; "), ("first second starts ends", "Böll")]
+  assert show_spans.marked(text, [[]]) == "Ö &amp; Böll met &lt;X&gt;"
+
+
+def test_page_of_two_folders(made, tmp_path):
+  folder, info = made
+  # The same spans again, but for those of one passage: what another tagger may give.
+  first, second = show_spans.read(str(folder / "S")), tmp_path / "S2"
+  rows = read(folder / "S")
+  with artifacts.publish(str(second), kind="spans", config={"tagger": "tagger"}, inputs={"passages": str(folder / "P")}) as staged:
+    kept = [row for row in rows if row.passage >= 1]
+    passages.write_shard(f"{staged.path}/{passages.shard_name('spans', 0, 1)}", kept)
+    missing = sum(len(row.span_starts) for row in rows if row.passage < 1)
+    staged.counts = {**info["counts"], "spans": info["counts"]["spans"] - missing}
+  done = subprocess.run([sys.executable, "-m", "beam_jobs.show_spans", f"--spans={folder}/S,{second}", "--num=30", "--seed=3",
+                         f"--output={tmp_path}/page.html", "--source=Made up, <free>"], capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  page = (tmp_path / "page.html").read_text()
+  rate = lambda count: f"{1000 * count / info['counts']['sentences']:,.0f}"
+  cells = re.findall(r"<td>(.*?)</td>", page)
+  print(cells, missing)
+  num_spans = info["counts"]["spans"]
+  assert missing > 0 and cells == [rate(num_spans), rate(num_spans - missing), rate(num_spans - missing)]
+  texts = [re.sub(r"<[^>]*>", "", text) for text in re.findall(r"</h2><p>(.*?)</p>", page)]
+  assert len(texts) == 30 and len(first.spans) == len(rows) and "Made up, &lt;free&gt;" in page and "http" not in page
+  assert page == show_spans.page([str(folder / "S"), str(second)], num=30, seed=3, source="Made up, <free>")
+  assert page != show_spans.page([str(folder / "S"), str(second)], num=30, seed=4, source="Made up, <free>")
+  alone = show_spans.page([str(folder / "S")], num=10_000, seed=0, source="")
+  assert alone.count("<li>") == info["counts"]["sentences"] and alone.count('class="first starts ends"') == num_spans + 2

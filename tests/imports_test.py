@@ -25,6 +25,7 @@ ALLOWED = {
     "models.retriever": "models.encoder",
     "models.masked_reader": "models.encoder",
     "models.span_reader": "models.encoder",
+    "models.tagger": "models.encoder",
     "snapshots": "artifacts tokenization models.retriever models.masked_reader models.span_reader",
     "index": "artifacts",
     "refresh": "artifacts index",
@@ -36,8 +37,10 @@ ALLOWED = {
     "prepare_questions": "artifacts metrics progress settings",
     "training": "artifacts devices snapshots progress",
     "stages": "artifacts",
+    "conll": "artifacts",
+    "span_tagger": "artifacts conll examples tokenization models.tagger",
 }
-ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "pipeline")  # in order: any above
+ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "train_tagger", "pipeline")  # in order: any above
 
 
 @functools.cache
@@ -141,7 +144,7 @@ def test_no_cycles_in_what_is_imported():
 
 def test_models_and_losses_run_on_any_backend():
   """Keras' JAX backend needs no TensorFlow: models and losses name none."""
-  for name in ("losses", "models.encoder", "models.retriever", "models.masked_reader", "models.span_reader"):
+  for name in ("losses", "models.encoder", "models.retriever", "models.masked_reader", "models.span_reader", "models.tagger"):
     got = {module.split(".")[0] for module in imported(sources("realm_tf")[name])}
     assert "tensorflow" not in got and "tensorflow_text" not in got, name
 
