@@ -28,6 +28,8 @@ def get_config():
   c.reader.length = 192
   c.reader.max_masks = 10
 
+  c.ict.steps = 200  # REALM needs a retriever that finds something; the quickstart's 50 are as few as its seed allows
+
   c.finetune.questions = ""  # give yours, or none
   c.finetune.reader_length = 192
   c.finetune.max_span = 10
