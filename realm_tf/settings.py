@@ -23,24 +23,24 @@ def tokenizer(passages_folder: str) -> Tokenizer:
 
 def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
   """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
-  architecture, weights = _encoder(config.encoder, tokenizer, config.retriever.passage_length)
+  architecture, weights = new_encoder(config.encoder, tokenizer, config.retriever.passage_length)
   with devices.on(config.num_devices):
     retriever = Retriever(architecture=architecture, **config.retriever)
   warm = _warm_reader(config, tokenizer)
   for tower in retriever.towers:
-    _start(tower.encoder, warm.encoder.get_weights() if warm else weights, config.encoder.init_std)
+    start_encoder(tower.encoder, warm.encoder.get_weights() if warm else weights, config.encoder.init_std)
   return retriever
 
 
 def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) -> MaskedReader:
   """A masked reader with fresh or published encoder weights, or with those of the masked-LM warm start where there is one."""
-  architecture, weights = _encoder(config.encoder, tokenizer, config.reader.length)
+  architecture, weights = new_encoder(config.encoder, tokenizer, config.reader.length)
   with devices.on(config.num_devices):
     reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
   if warm := warm_start and _warm_reader(config, tokenizer):
     reader.set_weights(warm.get_weights())
   else:
-    _start(reader.encoder, weights, config.encoder.init_std)
+    start_encoder(reader.encoder, weights, config.encoder.init_std)
   return reader
 
 
@@ -53,8 +53,16 @@ def _warm_reader(config, tokenizer: Tokenizer) -> MaskedReader | None:
   return snapshots.load_model(snapshot, "reader")
 
 
-def _encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list | None]:
-  """The encoder's architecture, and its weights when it is a published one."""
+def new_encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list | None]:
+  """The architecture of an encoder, and its weights when it is a published one.
+
+  Args:
+    section: preset, or the sizes of a fresh one.
+    length: most word pieces that it must take.
+
+  Raises:
+    EncoderError: it has another vocabulary, or takes fewer word pieces.
+  """
   if section.preset:
     published = encoder.load_preset(section.preset)
     architecture, weights = encoder.architecture_of(published), published.get_weights()
@@ -66,16 +74,17 @@ def _encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list | N
   architecture["dropout"] = section.dropout
   if architecture["vocabulary_size"] != tokenizer.size:
     raise encoder.EncoderError(
-        f"encoder.preset {section.preset!r} has {architecture['vocabulary_size']} word pieces, the passages were made with "
-        f"{tokenizer.size}. Make the passages with the encoder's own vocab.txt (make_passages --vocab=...).")
+        f"encoder.preset {section.preset!r} has {architecture['vocabulary_size']} word pieces, {tokenizer.path!r} has "
+        f"{tokenizer.size}. Use the encoder's own vocab.txt (make_passages --vocab=..., a tagger's vocab).")
   if architecture["max_sequence_length"] < length:
     raise encoder.EncoderError(
         f"the encoder takes {architecture['max_sequence_length']} word pieces, the config asks for {length}. Shorten "
-        "retriever.passage_length and reader.length, or raise encoder.max_sequence_length.")
+        "retriever.passage_length and reader.length (a tagger's length), or raise encoder.max_sequence_length.")
   return architecture, weights
 
 
-def _start(model, weights: list | None, init_std: float) -> None:
+def start_encoder(model, weights: list | None, init_std: float) -> None:
+  """Gives an encoder the published weights, or fresh ones of this standard deviation."""
   if weights is not None:
     model.set_weights(weights)
   else:

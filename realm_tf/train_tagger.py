@@ -22,7 +22,6 @@ from seqeval.scheme import IOB2
 
 from realm_tf import artifacts, conll, examples, salient_spans, settings, span_tagger, training
 from realm_tf.conll import ConllError, Document, Sentence, Span
-from realm_tf.models import encoder
 from realm_tf.models.tagger import NUM_BOUNDS, Tagger
 from realm_tf.tokenization import Tokenizer
 
@@ -69,24 +68,9 @@ def new_tagger(config, tokenizer: Tokenizer, *, num_types: int) -> Tagger:
   Raises:
     EncoderError: the encoder has another vocabulary, or is shorter than the config asks for.
   """
-  section, published = config.encoder, None
-  if section.preset:
-    published = encoder.load_preset(section.preset)
-    architecture = encoder.architecture_of(published)
-  else:
-    architecture = {name: section[name] for name in
-                    ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")}
-    architecture["vocabulary_size"] = tokenizer.size
-  if (got := architecture["vocabulary_size"]) != tokenizer.size:
-    raise encoder.EncoderError(f"encoder.preset {section.preset!r} has {got} word pieces, {tokenizer.path!r} has "
-                               f"{tokenizer.size}: set vocab to the encoder's own vocab.txt.")
-  if (got := architecture["max_sequence_length"]) < config.tagger.length:
-    raise encoder.EncoderError(f"the encoder takes {got} word pieces, tagger.length is {config.tagger.length}: lower it.")
-  tagger = Tagger(architecture={**architecture, "dropout": section.dropout}, num_types=num_types)
-  if published:
-    tagger.encoder.set_weights(published.get_weights())
-  else:
-    encoder.rescale_fresh(tagger.encoder, section.init_std)
+  architecture, weights = settings.new_encoder(config.encoder, tokenizer, config.tagger.length)
+  tagger = Tagger(architecture=architecture, num_types=num_types)
+  settings.start_encoder(tagger.encoder, weights, config.encoder.init_std)
   return tagger
 
 

@@ -349,5 +349,5 @@ def test_mistakes_in_data_are_explained(corpus, values, words, tmp_path):
 
 def test_encoder_that_does_not_fit(corpus):
   config = config_of(corpus, length=65)
-  with pytest.raises(encoder.EncoderError, match="takes 64 word pieces, tagger.length is 65"):
+  with pytest.raises(encoder.EncoderError, match="takes 64 word pieces, the config asks for 65"):
     train_tagger.new_tagger(config, Tokenizer(config.vocab), num_types=3)
