@@ -140,8 +140,7 @@ class AnnotateShard(beam.DoFn):
 
 
 def sentences_of(passage: passages.Passage) -> list[str]:
-  text = passage.text.encode()
-  return [text[start:end].decode() for start, end in zip(passage.sentence_starts, passage.sentence_ends)]
+  return passages.sentences_of(passage.text, passage.sentence_starts, passage.sentence_ends)
 
 
 def to_pieces(text: str, span: tuple[int, int], starts: Sequence[int], ends: Sequence[int]) -> tuple[int, int]:
@@ -200,9 +199,10 @@ def run(passages_folder: str, output: str, *, tagger: str = "rules", beam_args: 
       return {}
     if artifacts.gfile.exists(publication.path):
       raise TaggerError(f"--tagger={tagger} finds no span in the {source['counts']['passages']} passages of {passages_folder!r}.")
-  secs, counts = time.time() - started, artifacts.read_info(output)["counts"]
+  info, secs = artifacts.read_info(output), time.time() - started
+  counts = info["counts"]
   print(f"annotate_spans: {counts['sentences']} sentences in {secs:.0f} s ({counts['sentences'] / secs:.0f}/s): {counts}; {output}")
-  return artifacts.read_info(output)
+  return info
 
 
 def main(argv: Sequence[str]) -> None:

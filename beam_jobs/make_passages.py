@@ -243,10 +243,11 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
       rows = [json.loads(line) for line in artifacts.read_text(os.path.join(publication.path, REJECTED)).splitlines()]
       dropped = dict(collections.Counter(row["reason"] for row in rows))
       raise CorpusError(f"--input {inputs!r} gives no passage; dropped {dropped}, the first of them {rows[:1]}.")
-  secs, counts = time.time() - started, artifacts.read_info(output)["counts"]
+  info, secs = artifacts.read_info(output), time.time() - started
+  counts = info["counts"]
   print(f"make_passages: {counts['passages']} passages of {counts['articles']} articles in {secs:.0f} s "
         f"({counts['passages'] / secs:.0f}/s); dropped {counts['dropped']}; {output}")
-  return artifacts.read_info(output)
+  return info
 
 
 def _fingerprint(sources: Sequence[corpus.Source]) -> str:

@@ -72,6 +72,5 @@ def answer(texts: Sequence[str], reader: MaskedReader, tokenizer: Tokenizer) -> 
   said = []
   for row in np.argmax(logits, axis=-1):
     end = np.flatnonzero(row == tokenizer.sep_id)
-    pieces = [tokenizer.pieces[piece] for piece in row[:end[0] if len(end) else None]]
-    said.append(" ".join(pieces).replace(" ##", ""))
+    said.append(tokenizer.spell(row[:end[0] if len(end) else None]))
   return said

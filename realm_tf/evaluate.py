@@ -120,8 +120,7 @@ class Answerer:
       return [Answer(text, 0.0, examples.NULL_PASSAGE, (0, 0), np.zeros([0], np.int32), np.zeros([0]))
               for start in range(0, len(rows), _BATCH_SIZE)
               for text in closed_book.answer([row.text for row in rows[start:start + _BATCH_SIZE]], self.reader, self.tokenizer)]
-    data = QaExamples(rows, self.table, tokenizer=self.tokenizer, search=self.search, embeddings=self.embeddings,
-                      reader=self.reader, num_read=self.num_read)
+    data = self.examples(rows)
     answers, rate = [], progress.Rate("questions", len(rows))
     for start in range(0, len(rows), _BATCH_SIZE):
       asked = np.arange(start, min(start + _BATCH_SIZE, len(rows)))
@@ -135,6 +134,11 @@ class Answerer:
         answers.append(dataclasses.replace(answer, readable=bool(readable[i])))
       rate.add(len(numbers))
     return answers
+
+  def examples(self, rows: Sequence[Question]) -> QaExamples:
+    """Questions with what this system retrieves for them; not closed-book."""
+    return QaExamples(rows, self.table, tokenizer=self.tokenizer, search=self.search, embeddings=self.embeddings,
+                      reader=self.reader, num_read=self.num_read)
 
 
 def check_index_snapshot(folder: str, wanted: Sequence[str | None]) -> None:
@@ -179,8 +183,8 @@ def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, 
                        passages_folder: str | None, num_candidates: int) -> dict[str, float]:
   """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages; for clozes also the retrieval utility."""
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
-  folder = index_folder or artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
-  passages_folder = passages_folder or artifacts.read_info(folder, kind=index.KIND)["inputs"]["passages"]["path"]
+  folder = index_folder or index.folder_of(workdir, snapshot)
+  passages_folder = passages_folder or index.passages_of(folder)
   table, tokenizer = passages.load(passages_folder), settings.tokenizer(passages_folder)
   length = snapshots.model_config(snapshot, "retriever")["config"]["query_length"]
   if clozes:
@@ -196,8 +200,7 @@ def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, 
   else:
     indexed = retrieval.load(folder, passages=passages_folder, snapshot=snapshot)
     search = lambda part: indexed.search(query_ids[part], depth)
-  numbers = [found for start in range(0, len(rows), _BATCH_SIZE) for found in search(slice(start, start + _BATCH_SIZE)).numbers]
-  scores = {"questions": len(rows), **recall(rows, numbers, table)}
+  scores = {"questions": len(rows), **recall(rows, retrieval.search_all(search, len(rows)), table)}
   if clozes and not bm25_baseline and "reader" in artifacts.read_info(snapshot)["config"]:
     model = RealmModel(indexed.retriever, snapshots.load_model(snapshot, "reader"))
     scores |= retrieval_utility(rows, model, indexed, table, tokenizer=tokenizer, num_candidates=num_candidates)

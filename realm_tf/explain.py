@@ -25,7 +25,6 @@ from rich.console import Console
 from realm_tf import artifacts, evaluate, examples, explanations, index, passages, retrieval, settings, snapshots
 from realm_tf.examples import NULL_PASSAGE
 from realm_tf.explanations import BLANK, Answer, Candidate, Explanation, Report
-from realm_tf.finetune import QaExamples
 from realm_tf.passages import PassageTable, Ragged
 from realm_tf.questions import Question
 from realm_tf.tokenization import MASK, Tokenizer
@@ -179,7 +178,7 @@ class PretrainedSystem:
     self.corpora = [self._open(folder) for folder in index_folders or [newest]]
 
   def _open(self, folder: str) -> tuple[retrieval.IndexedRetriever, PassageTable]:
-    source = passages_of(folder)
+    source = index.passages_of(folder)
     examples.check_vocabulary(artifacts.read_info(source, kind=passages.KIND), source, self.tokenizer)
     searcher = index.load(folder, snapshot=self.snapshot, passages=source)
     return retrieval.IndexedRetriever(self.retriever, searcher, artifacts.step_of(self.snapshot), folder), passages.load(source)
@@ -198,9 +197,10 @@ class PretrainedSystem:
     blank = BlankText.of(text, answer, self.tokenizer)
     query = blank.query(self.tokenizer, query_length=self.retriever.query_length, max_masks=self.reader.max_masks)
     found, readings = [], []
+    query_ids = examples.pack_queries(query.ids.tensor(), tokenizer=self.tokenizer, length=self.retriever.query_length).numpy()
     for indexed, table in self.corpora:
-      numbers, own = self._retrieve(blank, query, indexed, table, num_candidates)
-      reading, segments = self._read(query, numbers, table, num_masks=sum(blank.sizes))
+      numbers, own = self._retrieve(blank, query_ids, indexed, table, num_candidates)
+      reading, segments = self._read(query, query_ids, numbers, table, num_masks=sum(blank.sizes))
       pieces, alone = blank.pieces or reading.best(1)[0], reading.without_retrieval
       found.append(Explanation(
           index=indexed.folder, passages=table.folder, num_passages=len(table), own_passage=own,
@@ -216,23 +216,23 @@ class PretrainedSystem:
         for pieces in sorted(fillings)]
     return Report("text", text, self.snapshot, artifacts.step_of(self.snapshot), found, best_first(answers))
 
-  def _retrieve(self, blank: BlankText, query: examples.MaskedQueries, indexed: retrieval.IndexedRetriever,
+  def _retrieve(self, blank: BlankText, query_ids: np.ndarray, indexed: retrieval.IndexedRetriever,
                 table: PassageTable, num: int) -> tuple[np.ndarray, int | None]:
     """Numbers [C] of the candidates as in pre-training, and of the passage that holds the text itself."""
-    ids = examples.pack_queries(query.ids.tensor(), tokenizer=self.tokenizer, length=self.retriever.query_length).numpy()
-    near = indexed.search(ids, min(num, len(table))).numbers[0]
-    own = [int(number) for number in near if number != index.MISSING and any(map(blank.matches, sentences(table, number)))][:1]
-    numbers = retrieval.candidates(indexed, ids, num=num, own_passages=np.array(own) if own else None, null=True)[0]
+    near = indexed.search(query_ids, min(num, len(table))).numbers[0]
+    sentences = lambda number: passages.sentences_of(
+        table.texts[number], table.sentence_starts[number], table.sentence_ends[number])
+    own = [int(number) for number in near if number != index.MISSING and any(map(blank.matches, sentences(number)))][:1]
+    numbers = retrieval.candidates(indexed, query_ids, num=num, own_passages=np.array(own) if own else None, null=True)[0]
     return np.append(numbers[:1], numbers[1:][numbers[1:] != index.MISSING]), own[0] if own else None
 
-  def _read(self, query: examples.MaskedQueries, numbers: np.ndarray, table: PassageTable, *,
+  def _read(self, query: examples.MaskedQueries, query_ids: np.ndarray, numbers: np.ndarray, table: PassageTable, *,
             num_masks: int) -> tuple[Reading, np.ndarray]:
     """What the models say, and the reader's segments [C, L]."""
-    ids = examples.pack_queries(query.ids.tensor(), tokenizer=self.tokenizer, length=self.retriever.query_length).numpy()
     batch = examples.realm_batch(
-        query, ids, numbers[None], table, tokenizer=self.tokenizer, query_length=self.retriever.query_length,
+        query, query_ids, numbers[None], table, tokenizer=self.tokenizer, query_length=self.retriever.query_length,
         passage_length=self.retriever.passage_length, reader_length=self.reader.length)
-    queries = self.retriever.embed_queries(ids)  # [1, D]
+    queries = self.retriever.embed_queries(query_ids)  # [1, D]
     vectors = self.retriever.embed_passages(batch["passage_ids"][0], batch["passage_segments"][0])  # [C, D]
     logits = self.reader({  # [C, M, V]
         "token_ids": batch["reader_ids"][0], "segment_ids": batch["reader_segments"][0],
@@ -254,8 +254,7 @@ class PretrainedSystem:
     return found
 
   def _spell(self, blank: BlankText, pieces: Sequence[int]) -> str:
-    words = (" ".join(self.tokenizer.pieces[piece] for piece in part).replace(" ##", "") for part in blank.split(pieces))
-    return " … ".join(words)
+    return " … ".join(map(self.tokenizer.spell, blank.split(pieces)))
 
 
 # ========================================================================================================== a question
@@ -280,7 +279,7 @@ def explain_question(workdir: str, question: str, index_folders: Sequence[str] =
     raise artifacts.UserError(f"{workdir!r} answers closed-book: it retrieves nothing that could be looked into.")
   found, spans = [], []
   for folder in index_folders or [None]:
-    answerer = evaluate.Answerer(workdir, index_folder=folder, passages_folder=folder and passages_of(folder))
+    answerer = evaluate.Answerer(workdir, index_folder=folder, passages_folder=folder and index.passages_of(folder))
     spans.append(Spans.of(question, answerer))
     found.append(spans[-1].explain(folder or info.get("index", info["retrieval"])))
   texts = {best.text for read in spans for best in read.best if best.text}
@@ -319,9 +318,7 @@ class Spans:
     size, room = len(answerer.tokenizer([question]).to_list()[0]), answerer.reader.query_length - 2
     if not 0 < size <= room:
       raise artifacts.UserError(f"the question has {size} word pieces, the system takes 1 to {room}. Ask in other words.")
-    data = QaExamples([Question(question, [])], answerer.table, tokenizer=answerer.tokenizer, search=answerer.search,
-                      embeddings=answerer.embeddings, reader=answerer.reader, num_read=answerer.num_read)
-    inputs, numbers = data.inputs(np.arange(1))
+    inputs, numbers = answerer.examples([Question(question, [])]).inputs(np.arange(1))
     outputs = answerer.model.predict_on_batch(inputs)
     ids, segments, scores = inputs["reader_ids"][0], inputs["reader_segments"][0], outputs["beam_scores"][0]
     spans, mask = outputs["span_scores"][0], outputs["span_mask"][0]
@@ -370,16 +367,6 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
   scores = scores.astype(np.float64)
   scores = scores - scores.max(axis=-1, keepdims=True)
   return scores - np.log(np.exp(scores).sum(axis=-1, keepdims=True))
-
-
-def passages_of(index_folder: str) -> str:
-  """The passages folder that an index was made from."""
-  return artifacts.read_info(index_folder, kind=index.KIND)["inputs"]["passages"]["path"]
-
-
-def sentences(table: PassageTable, number: int) -> list[str]:
-  data = table.texts[number].encode()
-  return [data[start:end].decode() for start, end in zip(table.sentence_starts[number], table.sentence_ends[number])]
 
 
 def occurrences(table: PassageTable, number: int, answers: Iterable[Sequence[int]], *,

@@ -255,7 +255,7 @@ def finetune_question_tower(config, workdir: str, data: QaExamples, base: str) -
     searcher = bm25.Bm25Searcher(data.table)
     search = lambda query_ids, texts: searcher.search(texts, beam)
   else:
-    indexed = retrieval.load(index_of(section.retriever, base), passages=config.passages, snapshot=base)
+    indexed = retrieval.load(index.folder_of(section.retriever, base), passages=config.passages, snapshot=base)
     embeddings = index.read_embeddings(indexed.folder, num_rows=len(data.table))
     tower = snapshots.load_retriever(base).query_tower
     callbacks = [SyncTower(tower, indexed.retriever.query_tower, every_steps=section.sync_steps)]
@@ -281,7 +281,7 @@ def finetune_both_towers(config, workdir: str, data: QaExamples, base: str) -> s
     artifacts.remove_after(root, step)
   retriever = snapshots.load_retriever(base)
   model = OpenQaModel(retriever.query_tower, data.reader, sep_id=data.tokenizer.sep_id, passage_tower=retriever.passage_tower)
-  first = retrieval.load(index_of(section.retriever, base), passages=config.passages, snapshot=base)
+  first = retrieval.load(index.folder_of(section.retriever, base), passages=config.passages, snapshot=base)
   current = pretrain.newest_index(config, workdir, dataclasses.replace(first, step=0))
 
   def write_snapshot(step: int) -> str:
@@ -320,11 +320,6 @@ def _train(config, workdir: str, model: OpenQaModel, data: Callable[[], QaExampl
       **what)
 
 
-def index_of(workdir: str, snapshot: str) -> str:
-  """Where the index of a workdir's snapshot stands."""
-  return artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
-
-
 def new_span_reader(config, tokenizer) -> span_reader.SpanReader:
   """A span reader whose encoder is the pre-trained masked reader's."""
   snapshot = snapshots.newest(config.finetune.reader, advice="run realm_tf.pretrain first.")
@@ -346,7 +341,7 @@ def publish(config, workdir: str, model: OpenQaModel, tokenizer, base: str) -> s
     models["retriever"] = Retriever(**before.get_config() | {"shared": False})
     models["retriever"].passage_tower.set_weights(before.passage_tower.get_weights())
     models["retriever"].query_tower.set_weights(model.query_tower.get_weights())
-    details |= {"index": index_of(config.finetune.retriever, base), "index_snapshot": artifacts.read_info(base)["fingerprint"]}
+    details |= {"index": index.folder_of(config.finetune.retriever, base), "index_snapshot": artifacts.read_info(base)["fingerprint"]}
   else:
     details["score_weight"] = float(model.score_weight.numpy())
   return snapshots.publish(os.path.join(workdir, "snapshots"), config.finetune.steps, models, tokenizer=tokenizer,

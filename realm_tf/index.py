@@ -280,6 +280,16 @@ def build(folder: str, config: IndexConfig, *, num_rows: int) -> dict:
   return {"scann": searcher.settings}
 
 
+def folder_of(workdir: str, snapshot: str) -> str:
+  """Where the index of a workdir's snapshot stands."""
+  return artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
+
+
+def passages_of(folder: str) -> str:
+  """The passages folder that an index was made from."""
+  return artifacts.read_info(folder, kind=KIND)["inputs"]["passages"]["path"]
+
+
 def load(folder: str, *, snapshot: str | None = None, passages: str | None = None,
          searcher: str | None = None) -> ExactSearcher | ScannSearcher:
   """Opens an index.

@@ -114,6 +114,12 @@ class Sentence:
   span_ends: Sequence[int]
 
 
+def sentences_of(text: str, starts: Sequence[int], ends: Sequence[int]) -> list[str]:
+  """A passage's sentences, by their byte offsets in its text."""
+  data = text.encode()
+  return [data[start:end].decode() for start, end in zip(starts, ends)]
+
+
 def encode(row: Passage | Sentence) -> bytes:
   """A row as one serialised tf.train.Example: strings as bytes, integers as int64 lists."""
   features = {}

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import gzip
 import html.parser
+import itertools
 import json
 import os
 import re
@@ -138,28 +139,16 @@ def records(path: str) -> Iterator[tuple[int, object]]:
       except ValueError as error:
         raise artifacts.UserError(f"{path!r} begins like JSON and is not: {error}.") from error
       return
-    for number, line in enumerate(_with_first(first, file), 1):
+    for number, line in enumerate(itertools.chain([first], file), 1):
       if line.strip():
         yield number, _line(line)
 
 
 @contextlib.contextmanager
 def _open(path: str):
-  opened = {".gz": gzip.GzipFile, ".bz2": bz2.BZ2File}.get(os.path.splitext(path)[1])
-  with artifacts.gfile.GFile(path, "rb") as file:
-    if opened is None:
-      yield file
-    elif opened is gzip.GzipFile:
-      with gzip.GzipFile(fileobj=file) as unzipped:
-        yield unzipped
-    else:
-      with bz2.BZ2File(file) as unzipped:
-        yield unzipped
-
-
-def _with_first(first: bytes, file) -> Iterator[bytes]:
-  yield first
-  yield from file
+  unpacked = {".gz": gzip.open, ".bz2": bz2.open}.get(os.path.splitext(path)[1], contextlib.nullcontext)
+  with artifacts.gfile.GFile(path, "rb") as packed, unpacked(packed) as file:
+    yield file
 
 
 def _is_whole(first: bytes) -> bool:

@@ -77,19 +77,25 @@ def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, ow
   return found.astype(np.int32)
 
 
-def recall(search: Callable[[slice], Found], answers: Sequence[Sequence[str]], matcher: metrics.AnswerMatcher, *, ks: Sequence[int],
-           block: int = 64) -> dict[str, float]:
+def search_all(search: Callable[[slice], Found], num_queries: int, *, block: int = 64) -> list[np.ndarray]:
+  """The passage numbers [K] found for each query, best first.
+
+  Args:
+    search: a slice of the queries → what is found for them.
+    block: queries searched at once.
+  """
+  return [numbers for start in range(0, num_queries, block) for numbers in search(slice(start, start + block)).numbers]
+
+
+def recall(search: Callable[[slice], Found], answers: Sequence[Sequence[str]], matcher: metrics.AnswerMatcher, *,
+           ks: Sequence[int]) -> dict[str, float]:
   """recall@k of a retriever: "recall_at_k" -> share of queries with an answer in the first k passages.
 
   Args:
     search: a slice of the queries → what is found for them, at least max(ks) passages where the corpus has them.
     answers: of every query.
-    block: queries searched at once.
   """
-  found = []
-  for start in range(0, len(answers), block):
-    part = slice(start, start + block)
-    found += [matcher.has_answer(row, wanted) for row, wanted in zip(search(part).numbers, answers[part])]
+  found = [matcher.has_answer(numbers, wanted) for numbers, wanted in zip(search_all(search, len(answers)), answers)]
   return metrics.recall_at(found, ks)
 
 

@@ -87,6 +87,10 @@ class Tokenizer:
     ids, starts, ends = self._op.tokenize_with_offsets(texts)
     return Tokens(*(tf.cast(part.merge_dims(1, -1), tf.int32) for part in (ids, starts, ends)))
 
+  def spell(self, ids: Iterable[int]) -> str:
+    """The words of word pieces, as the vocabulary writes them."""
+    return " ".join(self.pieces[piece] for piece in ids).replace(" ##", "")
+
   def lengths(self, texts: Sequence[str]) -> np.ndarray:
     """Number of word pieces of each text: [N] int64."""
     return self(tf.constant(texts, tf.string)).row_lengths().numpy() if len(texts) else np.zeros([0], np.int64)

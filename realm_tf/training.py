@@ -53,7 +53,6 @@ class BertAdamW(keras.optimizers.AdamW):
       learning_rate = learning_rate * self._slow_factor
     super().update_step(gradient, variable, learning_rate)
 
-
   def _clip_gradients(self, grads):
     """By the norm of the whole batch's gradient; Keras clips each device's share before it adds them up."""
     return [grad / devices.count() for grad in super()._clip_gradients(devices.add_up(grads))]
@@ -113,7 +112,8 @@ def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]]
 
   try:
     model.fit(
-        stream() if strategy.num_replicas_in_sync == 1 else _dataset(stream), steps_per_epoch=log_every, shuffle=False, initial_epoch=start // log_every, epochs=steps // log_every,
+        stream() if strategy.num_replicas_in_sync == 1 else _dataset(stream), steps_per_epoch=log_every, shuffle=False,
+        initial_epoch=start // log_every, epochs=steps // log_every,
         verbose=1 if sys.stderr.isatty() else 2,
         callbacks=[_Report(workdir, start, log_every, checkpoint_every, batch_size, extra_metrics), *callbacks])
   except Exception as error:

@@ -90,8 +90,8 @@ def find_system(workdir: str, *, pretrained: str | None = None, index_folder: st
     with_masks = _pretrained_snapshot(pretrained or os.path.dirname(os.path.dirname(info["index"].rstrip("/"))),
                                       info["index_snapshot"], must_exist=pretrained is not None)
   else:
-    index_folder = index_folder or artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
-    passages_folder = passages_folder or artifacts.read_info(index_folder, kind=index.KIND)["inputs"]["passages"]["path"]
+    index_folder = index_folder or index.folder_of(workdir, snapshot)
+    passages_folder = passages_folder or index.passages_of(index_folder)
     artifacts.check_input(index_folder, "snapshot", snapshot)
     with_masks = snapshot if "reader" in info["config"] else None
   artifacts.check_input(index_folder, "passages", passages_folder)
