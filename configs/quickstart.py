@@ -38,7 +38,7 @@ def get_config():
 
   # ---- models ----
   c.encoder = dict(
-      preset="",  # a KerasHub preset, or a folder with a published BERT; "" for a fresh one of the sizes below
+      preset="",  # a published BERT: a folder or KerasHub preset, or what import_checkpoint made of it; "": fresh, of the sizes below
       num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256, max_sequence_length=80,
       dropout=0.0,
       init_std=0.125,  # of fresh weights; 0.02 for a BERT of published size

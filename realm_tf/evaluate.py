@@ -271,7 +271,7 @@ def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | Non
     raise artifacts.UserError("give either --questions or --clozes.")
   rows = questions.read_clozes(clozes_path) if clozes_path else questions.read_questions(questions_path)
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
-  fine_tuned = artifacts.read_info(snapshot)["made_by"] == "finetune"
+  fine_tuned = "retrieval" in artifacts.read_info(snapshot)
   if fine_tuned and not clozes_path:
     answerer = Answerer(workdir, index_folder=index_folder, passages_folder=passages_folder)
     answers = answerer(rows)

@@ -167,7 +167,7 @@ class PretrainedSystem:
     newest = artifacts.latest(os.path.join(workdir, "indexes"))
     if newest:  # while training goes on, the newest snapshot has no index yet
       self.snapshot = artifacts.step_folder(os.path.join(workdir, "snapshots"), artifacts.step_of(newest))
-    if artifacts.read_info(self.snapshot, kind=snapshots.KIND)["made_by"] == "finetune":
+    if "retrieval" in artifacts.read_info(self.snapshot, kind=snapshots.KIND):
       raise artifacts.UserError(f"{workdir!r} is fine-tuned for questions: ask a --question, or give a pre-trained workdir.")
     if not newest and not index_folders:
       raise artifacts.ArtifactError(
@@ -273,7 +273,7 @@ def explain_question(workdir: str, question: str, index_folders: Sequence[str] =
   """
   snapshot = snapshots.newest(workdir, advice="give the workdir of realm_tf.finetune.")
   info = artifacts.read_info(snapshot, kind=snapshots.KIND)
-  if info["made_by"] != "finetune":
+  if "retrieval" not in info:
     raise artifacts.UserError(f"{workdir!r} is not fine-tuned for questions: give a --text with {MASK}, or a fine-tuned workdir.")
   if info["retrieval"] == "none":
     raise artifacts.UserError(f"{workdir!r} answers closed-book: it retrieves nothing that could be looked into.")

@@ -85,6 +85,13 @@ def read_shard(path: str) -> np.ndarray:
     return np.load(file, allow_pickle=False)
 
 
+def shard_shape(path: str) -> tuple[int, int]:
+  """(rows, D) of one file of embeddings, from its header."""
+  with artifacts.gfile.GFile(path, "rb") as file:
+    np.lib.format.read_magic(file)
+    return np.lib.format.read_array_header_1_0(file)[0]
+
+
 def read_embeddings(folder: str, *, num_rows: int) -> np.ndarray:
   """All embeddings of a folder: [num_rows, D] float32, row i is passage i.
 

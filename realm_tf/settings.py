@@ -4,11 +4,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 from absl import app, flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, devices, examples, passages, snapshots
+from realm_tf import artifacts, devices, examples, passages, published, snapshots
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
@@ -23,24 +24,24 @@ def tokenizer(passages_folder: str) -> Tokenizer:
 
 def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
   """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
-  architecture, weights = new_encoder(config.encoder, tokenizer, config.retriever.passage_length)
+  architecture, published_bert = new_encoder(config.encoder, tokenizer, config.retriever.passage_length)
   with devices.on(config.num_devices):
     retriever = Retriever(architecture=architecture, **config.retriever)
-  warm = _warm_reader(config, tokenizer)
+  warm = _warm_reader(config, tokenizer) or published_bert
   for tower in retriever.towers:
-    start_encoder(tower.encoder, warm.encoder.get_weights() if warm else weights, config.encoder.init_std)
+    start_encoder(tower.encoder, warm, config.encoder.init_std)
   return retriever
 
 
 def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) -> MaskedReader:
-  """A masked reader with fresh or published encoder weights, or with those of the masked-LM warm start where there is one."""
-  architecture, weights = new_encoder(config.encoder, tokenizer, config.reader.length)
+  """A masked reader with fresh or published weights, or with those of the masked-LM warm start where there is one."""
+  architecture, published_bert = new_encoder(config.encoder, tokenizer, config.reader.length)
   with devices.on(config.num_devices):
     reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
-  if warm := warm_start and _warm_reader(config, tokenizer):
+  if warm := (warm_start and _warm_reader(config, tokenizer)) or published_bert:
     reader.set_weights(warm.get_weights())
   else:
-    start_encoder(reader.encoder, weights, config.encoder.init_std)
+    start_encoder(reader.encoder, None, config.encoder.init_std)
   return reader
 
 
@@ -53,8 +54,8 @@ def _warm_reader(config, tokenizer: Tokenizer) -> MaskedReader | None:
   return snapshots.load_model(snapshot, "reader")
 
 
-def new_encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list | None]:
-  """The architecture of an encoder, and its weights when it is a published one.
+def new_encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, MaskedReader | None]:
+  """The architecture of an encoder, and the published BERT that it starts from, if any.
 
   Args:
     section: preset, or the sizes of a fresh one.
@@ -64,10 +65,10 @@ def new_encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list 
     EncoderError: it has another vocabulary, or takes fewer word pieces.
   """
   if section.preset:
-    published = encoder.load_preset(section.preset)
-    architecture, weights = encoder.architecture_of(published), published.get_weights()
+    published_bert = _published_bert(section.preset)
+    architecture = dict(published_bert.get_config()["architecture"])
   else:
-    weights = None
+    published_bert = None
     architecture = {name: section[name] for name in
                     ("num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")}
     architecture["vocabulary_size"] = tokenizer.size
@@ -80,13 +81,19 @@ def new_encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, list 
     raise encoder.EncoderError(
         f"the encoder takes {architecture['max_sequence_length']} word pieces, the config asks for {length}. Shorten "
         "retriever.passage_length and reader.length (a tagger's length), or raise encoder.max_sequence_length.")
-  return architecture, weights
+  return architecture, published_bert
 
 
-def start_encoder(model, weights: list | None, init_std: float) -> None:
-  """Gives an encoder the published weights, or fresh ones of this standard deviation."""
-  if weights is not None:
-    model.set_weights(weights)
+def _published_bert(preset: str) -> MaskedReader:
+  """From a workdir of realm_tf.import_checkpoint, or from a published checkpoint itself."""
+  imported = artifacts.latest(os.path.join(preset, "snapshots"))
+  return snapshots.load_model(imported, "reader") if imported else published.load_bert(preset).model
+
+
+def start_encoder(model: keras.Model, warm: MaskedReader | None, init_std: float) -> None:
+  """Gives an encoder the weights of a masked reader's, or fresh ones of this standard deviation."""
+  if warm is not None:
+    model.set_weights(warm.encoder.get_weights())
   else:
     encoder.rescale_fresh(model, init_std)
 

@@ -68,9 +68,9 @@ def new_tagger(config, tokenizer: Tokenizer, *, num_types: int) -> Tagger:
   Raises:
     EncoderError: the encoder has another vocabulary, or is shorter than the config asks for.
   """
-  architecture, weights = settings.new_encoder(config.encoder, tokenizer, config.tagger.length)
+  architecture, published_bert = settings.new_encoder(config.encoder, tokenizer, config.tagger.length)
   tagger = Tagger(architecture=architecture, num_types=num_types)
-  settings.start_encoder(tagger.encoder, weights, config.encoder.init_std)
+  settings.start_encoder(tagger.encoder, published_bert, config.encoder.init_std)
   return tagger
 
 

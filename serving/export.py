@@ -80,7 +80,7 @@ def find_system(workdir: str, *, pretrained: str | None = None, index_folder: st
   """
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   info = artifacts.read_info(snapshot)
-  fine_tuned = info["made_by"] == "finetune"
+  fine_tuned = "retrieval" in info
   if fine_tuned and info["retrieval"] != "dense":
     raise artifacts.UserError(
         f"{workdir!r} is a baseline (finetune.retrieval={info['retrieval']}); export one with finetune.retrieval=dense.")

@@ -27,12 +27,15 @@ ALLOWED = {
     "models.span_reader": "models.encoder",
     "models.tagger": "models.encoder",
     "snapshots": "artifacts tokenization models.retriever models.masked_reader models.span_reader",
+    "checkpoints": "artifacts",
+    "published": "artifacts checkpoints tokenization models.retriever models.masked_reader models.span_reader",
     "index": "artifacts",
     "refresh": "artifacts index",
     "retrieval": "artifacts metrics passages examples snapshots index models.retriever",
     "bm25": "passages retrieval",
     "devices": "artifacts",
-    "settings": "artifacts devices examples passages snapshots tokenization models.encoder models.masked_reader models.retriever",
+    "settings": "artifacts devices examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
+    "block_records": "artifacts checkpoints settings",
     "questions": "artifacts metrics passages examples settings tokenization",
     "prepare_questions": "artifacts metrics progress settings",
     "training": "artifacts devices snapshots progress",
@@ -40,7 +43,8 @@ ALLOWED = {
     "conll": "artifacts",
     "span_tagger": "artifacts conll examples tokenization models.tagger",
 }
-ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "train_tagger", "pipeline")  # in order: any above
+ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "train_tagger", "pipeline",
+                "import_checkpoint", "export_checkpoint")  # in order: any above
 
 
 @functools.cache

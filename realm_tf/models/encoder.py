@@ -1,6 +1,6 @@
-"""BERT encoders from KerasHub: a fresh one of any size, or a published one."""
+"""BERT encoders: KerasHub's, of any size, with the activation and the layer norms that published weights were trained with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 import keras_hub
@@ -10,7 +10,11 @@ from keras import ops
 from realm_tf import artifacts
 
 _PUBLISHED_STD = 0.02  # of every BERT kernel and embedding
-_ARCHITECTURE = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "dropout")
+_SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "dropout")
+_ACTIVATIONS = {  # of the feed-forward layers
+    "gelu_tanh": lambda x: keras.activations.gelu(x, approximate=True),  # Google's BERT and REALM
+    "gelu": lambda x: keras.activations.gelu(x, approximate=False),  # Hugging Face's "gelu", by the error function
+}
 
 
 class EncoderError(artifacts.UserError):
@@ -21,20 +25,27 @@ def build_encoder(architecture: Mapping, *, name: str) -> keras_hub.models.BertB
   """A BERT of this architecture with fresh weights.
 
   Args:
-    architecture: vocabulary_size, num_layers, num_heads, hidden_dim, intermediate_dim, max_sequence_length, dropout.
+    architecture: vocabulary_size, num_layers, num_heads, hidden_dim, intermediate_dim, max_sequence_length, dropout; where they
+      are not BERT's own, also activation ("gelu_tanh" or "gelu") and layer_norm_epsilon.
     name: of the Keras model.
   """
-  return keras_hub.models.BertBackbone(**architecture, name=name)
+  bert = keras_hub.models.BertBackbone(**{name: architecture[name] for name in _SIZES}, name=name)
+  for layer in bert._flatten_layers():  # BertBackbone takes neither as an argument
+    if isinstance(layer, keras.layers.LayerNormalization):
+      layer.epsilon = layer_norm_epsilon(architecture)
+    elif layer.name == "feedforward_intermediate_dense":
+      layer.activation = activation(architecture)
+  return bert
 
 
-def load_preset(preset: str) -> keras_hub.models.BertBackbone:
-  """A published encoder: a KerasHub preset name or handle, or a folder with Hugging Face's or KerasHub's files."""
-  return keras_hub.models.BertBackbone.from_preset(preset)
+def activation(architecture: Mapping) -> Callable:
+  """Of the feed-forward layers and the masked-LM head."""
+  return _ACTIVATIONS[architecture.get("activation", "gelu_tanh")]
 
 
-def architecture_of(encoder: keras_hub.models.BertBackbone) -> dict:
-  """What `build_encoder` takes to make one like it."""
-  return {name: getattr(encoder, name) for name in _ARCHITECTURE}
+def layer_norm_epsilon(architecture: Mapping) -> float:
+  """Of the encoder's layer norms, and of those that were trained with it."""
+  return architecture.get("layer_norm_epsilon", 1e-12)
 
 
 def rescale_fresh(encoder: keras_hub.models.BertBackbone, std: float) -> None:

