@@ -14,7 +14,8 @@ def get_config():
   run = c.get_ref("run_dir")
   c.seed = 0
   c.jit_compile = False  # XLA for the training steps
-  c.num_devices = 1  # GPUs of the machine that share each batch of the masked-LM stages, ICT and REALM
+  c.mixed_precision = False  # training computes in bfloat16; weights stay float32
+  c.num_devices = 1  # GPUs of the machine that share each training batch
 
   # ---- the corpus ----
   c.corpus = dict(

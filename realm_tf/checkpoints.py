@@ -195,12 +195,14 @@ def read_pytorch(path: str) -> Tensors:
       archive = zipfile.ZipFile(file)
       parts = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
       with archive.open(parts["data.pkl"]) as pickled:
-        views = _WeightsUnpickler(pickled, path).load()
-    except (zipfile.BadZipFile, KeyError, EOFError, pickle.UnpicklingError, tf.errors.OpError) as error:
+        views = dict(_WeightsUnpickler(pickled, path).load())
+    except CheckpointError:
+      raise
+    except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError, tf.errors.OpError) as error:
       raise CheckpointError(f"{path!r} is not a file of weights as PyTorch 1.6 and later write it ({error}). Open it with PyTorch and "
                             "save it as safetensors.") from error
     for name, view in views.items():
-      if not isinstance(view, _View) or not view.is_contiguous:
+      if not isinstance(view, _View) or not isinstance(view.storage, _Storage) or not view.is_contiguous:
         raise CheckpointError(f"{name!r} in {path!r} is no contiguous tensor. Save it as safetensors.")
       info, dtype = parts[f"data/{view.storage.key}"], np.dtype(_DTYPES[view.storage.dtype])
       if info.compress_type != zipfile.ZIP_STORED:

@@ -41,7 +41,10 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
     raise artifacts.UserError("all answers are regular expressions; finetune.retrieval=none learns answers as they are written.")
   snapshot = snapshots.newest(section.reader, advice="run realm_tf.pretrain first.")
   examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
-  reader = snapshots.load_model(snapshot, "reader")
+  with settings.scope(config):
+    reader = snapshots.load_model(snapshot, "reader")
+    model = RealmModel(None, reader)
+    optimizer = training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
   ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
   answers = [tokenizer(row.answers[:1]).to_list()[0][:reader.max_masks] for row in rows]
 
@@ -56,9 +59,8 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
     return {**inputs(ids, drawn, reader, tokenizer), "targets": targets, "target_mask": target_mask}
 
   training.train(
-      RealmModel(None, reader), batch, workdir=workdir, steps=section.steps, log_every=section.log_every,
-      checkpoint_every=section.checkpoint_every, batch_size=section.batch_size, jit_compile=config.jit_compile,
-      optimizer=training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
+      model, batch, workdir=workdir, steps=section.steps, log_every=section.log_every,
+      checkpoint_every=section.checkpoint_every, batch_size=section.batch_size, jit_compile=config.jit_compile, optimizer=optimizer)
   return snapshots.publish(os.path.join(workdir, "snapshots"), section.steps, {"reader": reader}, tokenizer=tokenizer,
                            made_by="finetune", details={"retrieval": "none", "passages": config.passages})
 

@@ -1,9 +1,11 @@
-"""Several devices of one machine sharing each training batch. On Keras' other backends there is one."""
+"""What training computes on and in: several devices of one machine sharing each batch (one on Keras' other backends), bfloat16."""
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import keras
 import tensorflow as tf
 
 from realm_tf import artifacts
@@ -16,13 +18,24 @@ class Gathered(NamedTuple):
   first: object
 
 
-def on(num: int) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def on(num: int, *, mixed_precision: bool = False) -> Iterator[None]:
   """Scope to build a model in: it will train on the first `num` GPUs (CPU devices where there is none), each with a share of the batch.
 
+  Args:
+    num: of devices.
+    mixed_precision: it will compute in bfloat16; weights stay float32.
+
   Raises:
-    UserError: there are fewer.
+    UserError: there are fewer devices.
   """
-  return contextlib.nullcontext() if num == 1 else _strategy(num).scope()
+  before = keras.config.dtype_policy()
+  keras.config.set_dtype_policy("mixed_bfloat16" if mixed_precision else "float32")
+  try:
+    with contextlib.nullcontext() if num == 1 else _strategy(num).scope():
+      yield
+  finally:
+    keras.config.set_dtype_policy(before)
 
 
 @functools.cache  # parts of a model must come from one

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from realm_tf import (
-    artifacts, bm25, closed_book, examples, index, losses, metrics, passages, pretrain, questions, refresh, retrieval, settings,
+    artifacts, bm25, closed_book, devices, examples, index, losses, metrics, passages, pretrain, questions, refresh, retrieval, settings,
     snapshots, training)
 from realm_tf.models import span_reader
 from realm_tf.models.retriever import Retriever
@@ -38,7 +38,7 @@ class OpenQaModel(keras.Model):
 
   def __init__(self, query_tower: keras.Model | None, reader: span_reader.SpanReader, *, sep_id: int,
                passage_tower: keras.Model | None = None):
-    super().__init__(name="open_qa")
+    super().__init__(name="open_qa", dtype="float32")  # of its inputs too
     self.query_tower, self.passage_tower, self.reader, self.sep_id = query_tower, passage_tower, reader, sep_id
     if query_tower is None:
       self.score_weight = self.add_weight(shape=(), initializer="ones", name="score_weight")
@@ -87,7 +87,7 @@ class OpenQaModel(keras.Model):
                         ("reader_exact_match", right), ("beam_has_answer", ops.max(x["beam_correct"], axis=-1)),
                         ("reader_oracle", ops.max(span_mask * span_correct, axis=-1))):
       self.means[name].update_state(value)
-    return loss
+    return loss / devices.count()
 
   @property
   def metrics(self):
@@ -257,10 +257,12 @@ def finetune_question_tower(config, workdir: str, data: QaExamples, base: str) -
   else:
     indexed = retrieval.load(index.folder_of(section.retriever, base), passages=config.passages, snapshot=base)
     embeddings = index.read_embeddings(indexed.folder, num_rows=len(data.table))
-    tower = snapshots.load_retriever(base).query_tower
+    with settings.scope(config):
+      tower = snapshots.load_retriever(base).query_tower
     callbacks = [SyncTower(tower, indexed.retriever.query_tower, every_steps=section.sync_steps)]
     search = lambda query_ids, texts: indexed.search(query_ids, beam)
-  model = OpenQaModel(tower, data.reader, sep_id=data.tokenizer.sep_id)
+  with settings.scope(config):
+    model = OpenQaModel(tower, data.reader, sep_id=data.tokenizer.sep_id)
   _train(config, workdir, model, lambda: data.over(search, embeddings), slow=tower.trainable_variables if tower else (),
          callbacks=callbacks)
   return publish(config, workdir, model, data.tokenizer, base)
@@ -279,8 +281,9 @@ def finetune_both_towers(config, workdir: str, data: QaExamples, base: str) -> s
   artifacts.gfile.makedirs(workdir)
   for root in roots.values():
     artifacts.remove_after(root, step)
-  retriever = snapshots.load_retriever(base)
-  model = OpenQaModel(retriever.query_tower, data.reader, sep_id=data.tokenizer.sep_id, passage_tower=retriever.passage_tower)
+  with settings.scope(config):
+    retriever = snapshots.load_retriever(base)
+    model = OpenQaModel(retriever.query_tower, data.reader, sep_id=data.tokenizer.sep_id, passage_tower=retriever.passage_tower)
   first = retrieval.load(index.folder_of(section.retriever, base), passages=config.passages, snapshot=base)
   current = pretrain.newest_index(config, workdir, dataclasses.replace(first, step=0))
 
@@ -312,12 +315,13 @@ def finetune_both_towers(config, workdir: str, data: QaExamples, base: str) -> s
 
 def _train(config, workdir: str, model: OpenQaModel, data: Callable[[], QaExamples], *, slow, **what) -> None:
   section = config.finetune
+  with model.distribute_strategy.scope():
+    optimizer = training.bert_optimizer(
+        learning_rate=section.learning_rate, steps=section.steps, slow=slow, slow_factor=section.retriever_learning_rate_ratio)
   training.train(
       model, lambda step: data().batch(step, batch_size=section.batch_size, seed=config.seed + 3), workdir=workdir,
       steps=section.steps, log_every=section.log_every, checkpoint_every=section.checkpoint_every,
-      batch_size=section.batch_size, jit_compile=config.jit_compile, optimizer=training.bert_optimizer(
-          learning_rate=section.learning_rate, steps=section.steps, slow=slow, slow_factor=section.retriever_learning_rate_ratio),
-      **what)
+      batch_size=section.batch_size, jit_compile=config.jit_compile, optimizer=optimizer, **what)
 
 
 def new_span_reader(config, tokenizer) -> span_reader.SpanReader:
@@ -325,9 +329,10 @@ def new_span_reader(config, tokenizer) -> span_reader.SpanReader:
   snapshot = snapshots.newest(config.finetune.reader, advice="run realm_tf.pretrain first.")
   examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   masked = snapshots.load_model(snapshot, "reader")
-  reader = span_reader.SpanReader(
-      architecture=masked.get_config()["architecture"], query_length=config.retriever.query_length,
-      length=config.finetune.reader_length, max_span=config.finetune.max_span, span_dim=config.finetune.span_dim)
+  with settings.scope(config):
+    reader = span_reader.SpanReader(
+        architecture=masked.get_config()["architecture"], query_length=config.retriever.query_length,
+        length=config.finetune.reader_length, max_span=config.finetune.max_span, span_dim=config.finetune.span_dim)
   reader.encoder.set_weights(masked.encoder.get_weights())
   return reader
 

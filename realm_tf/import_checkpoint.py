@@ -220,19 +220,28 @@ def write_passages(records: str, output: str, *, tokenizer: Tokenizer, num_passa
     return
   texts, rate = tf.data.TFRecordDataset(records).take(num_passages).batch(_ROWS_PER_SHARD), progress.Rate("passages", num_passages)
   with artifacts.publish(output, kind=passages.KIND, config=config, inputs={}, resume=True) as staged:
-    found = 0
+    found = bad = 0
     for shard, batch in enumerate(texts.as_numpy_iterator()):
       path = os.path.join(staged.path, passages.shard_name("passages", shard, num_shards))
       if not artifacts.gfile.exists(path):
         blocks = [("", [record.decode(errors="replace")]) for record in batch]
         passages.write_shard(path, passages.make_passages(tokenizer, blocks, range(found, found + len(batch))))
       found += len(batch)
+      bad += sum(not _is_utf8(record) for record in batch)
       rate.add(len(batch))
     if found < num_passages:
       raise CheckpointError(f"{records!r} holds {found} passages, the checkpoint embeddings of {num_passages}: they do not belong together.")
     artifacts.write_text(os.path.join(staged.path, VOCAB), "\n".join(tokenizer.pieces) + "\n")
-    staged.counts = {"passages": num_passages}
+    staged.counts = {"passages": num_passages, "bad_utf8": bad}  # kept, with U+FFFD, because passage i is row i
     staged.details = {"vocab_size": tokenizer.size, "lower_case": tokenizer.lower_case, "vocab_fingerprint": tokenizer.fingerprint}
+
+
+def _is_utf8(record: bytes) -> bool:
+  try:
+    record.decode()
+  except UnicodeDecodeError:
+    return False
+  return True
 
 
 def write_index(embeddings: Tensor, output: str, *, snapshot: str, passages_folder: str) -> None:
@@ -243,8 +252,8 @@ def write_index(embeddings: Tensor, output: str, *, snapshot: str, passages_fold
   """
   num_rows, config = embeddings.shape[0], index.IndexConfig()
   num_shards, rate = -(-num_rows // _ROWS_PER_SHARD), progress.Rate("embeddings", num_rows)
-  with artifacts.publish(output, kind=index.KIND, config=dataclasses.asdict(config),
-                         inputs={"snapshot": snapshot, "passages": passages_folder}) as staged:
+  inputs = {"snapshot": snapshot, "passages": passages_folder}
+  with artifacts.publish(output, kind=index.KIND, config=dataclasses.asdict(config), inputs=inputs) as staged:
     for shard, rows in enumerate(embeddings.blocks(_ROWS_PER_SHARD)):
       index.write_shard(os.path.join(staged.path, index.shard_name(shard, num_shards)), rows)
       rate.add(len(rows))

@@ -244,7 +244,7 @@ def train_masked_lm(config, section, workdir: str, batches: Batches, reader: Mas
                     indexed: retrieval.IndexedRetriever | None = None) -> None:
   """REALM with one given passage: trains the reader alone."""
   if section.steps:
-    with devices.on(config.num_devices):
+    with settings.scope(config):
       model = RealmModel(None, reader)
       optimizer = training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
     training.train(
@@ -274,7 +274,7 @@ def pretrain(config, workdir: str) -> str:
   warm = warm_up(config, os.path.join(workdir, "warmup"), batches, reader, first, tokenizer)
 
   section, roots = config.realm, {name: os.path.join(workdir, name) for name in ("snapshots", "indexes")}
-  with devices.on(config.num_devices):
+  with settings.scope(config):
     retriever = snapshots.load_retriever(warm)
     model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
     optimizer = training.bert_optimizer(

@@ -56,7 +56,7 @@ def pretrain_ict(config, workdir: str) -> str:
     raise artifacts.UserError(f"ict.batch_size is {config.ict.batch_size}, the corpus has {len(table)} passages; in-batch negatives want "
                      "different passages: lower the batch size.")
   retriever = settings.new_retriever(config, tokenizer)
-  with devices.on(config.num_devices):
+  with settings.scope(config):
     model = IctModel(retriever)
     optimizer = training.bert_optimizer(learning_rate=config.ict.learning_rate, steps=config.ict.steps)
   data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length,

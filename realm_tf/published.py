@@ -227,7 +227,12 @@ def find(path: str, **config) -> Source:
 
 
 def _read_json(path: str) -> dict:
-  return json.loads(artifacts.read_text(path)) if gfile.exists(path) else {}
+  if not gfile.exists(path):
+    return {}
+  try:
+    return dict(json.loads(artifacts.read_text(path)))
+  except (ValueError, TypeError) as error:
+    raise CheckpointError(f"{path!r} is not a JSON object: {error}. Download it again.") from error
 
 
 def _first_file(folder: str, *names: str) -> str | None:
@@ -252,7 +257,8 @@ def _tensorflow_prefix(path: str) -> str:
   module = os.path.join(path, "variables", "variables")
   if gfile.exists(f"{module}.index"):
     return module
-  indexes = sorted(gfile.glob(os.path.join(path, "*.index")), key=lambda name: [int(part) for part in re.findall(r"\d+", name)][-1:])
+  step_of = lambda name: int((re.findall(r"-(\d+)\.index$", name) or [-1])[0])
+  indexes = sorted(gfile.glob(os.path.join(path, "*.index")), key=step_of)
   if not indexes:
     raise CheckpointError(
         f"nothing that is known in {path!r}; wanted a Hugging Face folder (config.json and weights), a TF1 Hub module (saved_model.pb "
@@ -283,7 +289,8 @@ def architecture_of(config: Mapping, bert: Tensors, *, source: str) -> dict:
   (vocabulary_size, hidden_dim), num_positions = shapes["words"], shapes["positions"][0]
   return {
       "vocabulary_size": vocabulary_size, "hidden_dim": hidden_dim, "max_sequence_length": num_positions,
-      "intermediate_dim": shapes["feedforward"][0], "num_layers": len({name.split(".")[2] for name in bert if name.startswith("encoder.layer.")}),
+      "num_layers": len({name.split(".")[2] for name in bert if name.startswith("encoder.layer.")}),
+      "intermediate_dim": shapes["feedforward"][0],
       "num_heads": config.get("num_attention_heads", max(hidden_dim // _TF1_HEAD_DIM, 1)),
       "dropout": config.get("hidden_dropout_prob", 0.1), "activation": _ACTIVATIONS[activation],
       "layer_norm_epsilon": config.get("layer_norm_eps", 1e-12)}

@@ -1,5 +1,6 @@
 """From config sections to tokenizers and fresh models, and how entry points start: shared by the entry points only."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,10 +23,15 @@ def tokenizer(passages_folder: str) -> Tokenizer:
   return Tokenizer(os.path.join(passages_folder, VOCAB), lower_case=info["lower_case"])
 
 
+def scope(config) -> contextlib.AbstractContextManager:
+  """Scope to build models in that train: on `config.num_devices` devices, in bfloat16 where `config.mixed_precision` says so."""
+  return devices.on(config.num_devices, mixed_precision=config.mixed_precision)
+
+
 def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
   """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
   architecture, published_bert = new_encoder(config.encoder, tokenizer, config.retriever.passage_length)
-  with devices.on(config.num_devices):
+  with scope(config):
     retriever = Retriever(architecture=architecture, **config.retriever)
   warm = _warm_reader(config, tokenizer) or published_bert
   for tower in retriever.towers:
@@ -36,7 +42,7 @@ def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
 def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) -> MaskedReader:
   """A masked reader with fresh or published weights, or with those of the masked-LM warm start where there is one."""
   architecture, published_bert = new_encoder(config.encoder, tokenizer, config.reader.length)
-  with devices.on(config.num_devices):
+  with scope(config):
     reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
   if warm := (warm_start and _warm_reader(config, tokenizer)) or published_bert:
     reader.set_weights(warm.get_weights())

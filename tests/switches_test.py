@@ -1,13 +1,14 @@
-"""Switches of the trainers change what they should, and nothing else: which candidates are trained on, and XLA."""
+"""Switches of the trainers change what they should, and nothing else: which candidates are trained on, XLA, bfloat16."""
 
 import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 
-from realm_tf import examples, index, passages, pretrain, progress, settings, snapshots, training
+from realm_tf import examples, finetune, index, passages, pretrain, pretrain_ict, progress, settings, snapshots, training
 from tests.processes import REPOSITORY
 
 # ---------------------------------------------------------------------------------------------------------- candidates
@@ -112,3 +113,23 @@ def test_xla_trains_to_the_same_weights(toy, tmp_path):
   for got, wanted in zip(ends[1], ends[0], strict=True):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6, err_msg=wanted.path)
   assert moved > 1000 * far
+
+
+# ------------------------------------------------------------------------------------------------------------ bfloat16
+
+
+@pytest.mark.parametrize("trainer", [pretrain_ict.pretrain_ict, finetune.finetune])
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(toy, tmp_path, monkeypatch, trainer):
+  models, train = [], training.train
+  monkeypatch.setattr(training, "train", lambda model, batches, **what: models.append(model) or train(model, batches, **what))
+  losses, name = {}, trainer.__name__
+  for mixed in (False, True):
+    config = toy.config(mixed_precision=mixed, ict__steps=6, finetune__steps=6, finetune__sync_steps=100)
+    trainer(config, str(tmp_path / str(mixed)))
+    losses[mixed] = progress.read_metrics(str(tmp_path / str(mixed)))[-1]["loss"]
+  computes = [{str(layer.compute_dtype) for layer in model._flatten_layers() if layer.name.startswith("feedforward")} for model in models]
+  print(f"{name}: feed-forward layers compute in {computes}, loss {losses[False]:.5f} in float32, {losses[True]:.5f} in bfloat16")
+  assert computes == [{"float32"}, {"bfloat16"}]
+  assert {str(weight.dtype) for weight in models[1].weights} == {"float32"}
+  assert losses[True] == pytest.approx(losses[False], rel=2e-2) and losses[True] != losses[False]
+  assert keras.config.dtype_policy().name == "float32"

@@ -25,9 +25,9 @@ class MaskedReader(keras.Model):
     self.encoder = encoder.build_encoder(architecture, name="reader_encoder")
     self.encoder.pooled_dense.trainable = False  # not read here
     self.head = keras_hub.layers.MaskedLMHead(
-        token_embedding=self.encoder.token_embedding, layer_norm_epsilon=encoder.layer_norm_epsilon(architecture), name="mlm_head",
+        token_embedding=self.encoder.token_embedding, layer_norm_epsilon=encoder.layer_norm_epsilon(architecture), dtype="float32",
         intermediate_activation=encoder.activation(architecture),
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02))
+        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02), name="mlm_head")
     ids = ops.zeros([1, length], "int32")
     self({"token_ids": ids, "segment_ids": ids, "mask_positions": ops.zeros([1, max_masks], "int32")})
 
