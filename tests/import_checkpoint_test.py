@@ -179,6 +179,31 @@ def test_tf1_bert_module(tmp_path):
   close(reader({"token_ids": ids, "segment_ids": segments, "mask_positions": positions}), wanted, "TF1 module's logits")
 
 
+def test_the_original_bert_checkpoint(tmp_path):
+  released_format.write_bert_module(str(tmp_path / "module"), PIECES, SIZES, seed=3)
+  (tmp_path / "uncased").mkdir()
+  for path in (tmp_path / "module" / "variables").iterdir():
+    shutil.copy(path, tmp_path / "uncased" / path.name.replace("variables", "bert_model.ckpt"))
+  (tmp_path / "uncased" / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+  (tmp_path / "uncased" / "bert_config.json").write_text(json.dumps({"num_attention_heads": SIZES.heads, "hidden_act": "gelu"}))
+  reader = snapshots.load_model(imported(tmp_path, str(tmp_path / "uncased")), "reader")
+  ids, segments, inputs = masked_inputs("encoder", 24)
+  wanted = released_format.run_module(str(tmp_path / "module"), "tokens", inputs)["sequence_output"]
+  got = run_encoder(reader.encoder, ids, segments)["sequence_output"]
+  close(got[ids != 0], wanted[ids != 0], "hidden states")
+
+
+def test_embeddings_beside_an_embedder_module(tmp_path, model_dir):
+  released_format.write_embedder_module(str(tmp_path / "module"), PIECES, SIZES, seed=0)
+  shutil.copytree(model_dir / "encoded", tmp_path / "module" / "encoded")
+  snapshot = imported(tmp_path, str(tmp_path / "module"), blocks=str(model_dir / "blocks.tfr"), **HEADS)
+  scores = evaluate.evaluate_zero_shot(
+      str(tmp_path / "W"), [Question("who made the blue tower", ("lou",))], clozes=False, bm25_baseline=False, index_folder=None,
+      passages_folder=None, num_candidates=3)
+  print(snapshot, scores)
+  assert scores["questions"] == 1 and scores["recall_at_10"] == 1  # of seven passages
+
+
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("orqa") / "model_dir"

@@ -14,7 +14,7 @@ from realm_tf.tokenization import SPECIAL
 BERT = 109_482_240  # BERT-base uncased with its pooler
 PROJECTION = 768 * 128 + 128 + 2 * 128
 MASKED_LM_HEAD = 768 * 768 + 768 + 2 * 768 + 30_522
-SPAN_HEAD = 2 * 768 * 256 + 256 + 2 * 256 + 256
+SPAN_HEAD = 768 * 2 * 256 + 2 * 256 + 2 * 256 + 256 + 1
 
 
 @pytest.fixture(scope="module")

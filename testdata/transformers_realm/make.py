@@ -2,7 +2,7 @@
 
     python -m venv T && T/bin/pip install transformers==4.39.3 torch 'numpy<2' safetensors
     T/bin/python testdata/transformers_realm/make.py                   # embedder/ .. openqa/, bert/, outputs.npz
-    T/bin/python testdata/transformers_realm/make.py --check=DIR/NAME  # a folder of realm_tf.export_checkpoint gives the same outputs
+    T/bin/python testdata/transformers_realm/make.py --check=DIR/NAME  # what realm_tf.export_checkpoint wrote gives the same
     T/bin/python testdata/transformers_realm/make.py --minilm=FOLDER   # minilm.npz: hidden states of that real BERT
 
 Every weight is random, biases and gains too, so that no two could be mixed up unseen.
@@ -20,23 +20,25 @@ from transformers import (
     RealmRetriever, RealmScorer, RealmTokenizer)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WORDS = ("the a of in is was who what where wrote found made city river king queen first last red blue old new north south tower bridge "
-         "ada bo cy dee eve fay gus hal ivy jo kit lou").split()
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *"bcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "aeiourst"), "."]
+WORDS = ("the a of in is was who what where wrote found made city river king queen first last red blue old new north south tower "
+         "bridge ada bo cy dee eve fay gus hal ivy jo kit lou").split()
+LETTERS = [*"bcdefghijklmnopqrstuvwxyz", *(f"##{letter}" for letter in "aeiourst"), "."]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *LETTERS]
 BLOCKS = ["ada wrote the old book .", "the red bridge in the north was made in the city of bo .", "king gus found a new river .",
           "queen ivy was the first queen of the south .", "who made the blue tower is lou .", "jo was in the city .", "kit and dee ."]
 QUESTION = "who made the blue tower"
 SIZES = dict(vocab_size=len(PIECES), hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
-             max_position_embeddings=48, pad_token_id=0)
-CONFIG = RealmConfig(**SIZES, retriever_proj_size=8, num_candidates=3, span_hidden_size=6, max_span_width=4, reader_beam_size=3,
-                     reader_seq_len=40, num_block_records=len(BLOCKS), searcher_beam_size=5)
+             max_position_embeddings=48, pad_token_id=0, layer_norm_eps=1e-3)  # far from the usual, so that it is seen
+CONFIG = RealmConfig(**SIZES, reader_layer_norm_eps=1e-2, retriever_proj_size=8, num_candidates=3, span_hidden_size=6, max_span_width=4,
+                     reader_beam_size=3, reader_seq_len=40, num_block_records=len(BLOCKS), searcher_beam_size=5)
 
 
 def randomize(model, seed: int):
   """Every parameter random, gains around 1."""
   generator = torch.Generator().manual_seed(seed)
   for name, parameter in model.named_parameters():
-    parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + float(name.endswith("LayerNorm.weight") or name.endswith("normalization.weight"))
+    is_gain = name.endswith(("LayerNorm.weight", "layer_normalization.weight"))
+    parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator) + float(is_gain)
   return model.eval()
 
 
@@ -79,7 +81,8 @@ def run_encoder(model) -> dict:
   positions = torch.tensor([[1, 3], [2, 4]])
   for row, at in enumerate(positions):
     labels[row, at], mask[row, at] = torch.tensor([7, 11]) + row, torch.ones(2)
-  done = model(**{name: value.view(2, 3, 24) for name, value in batch.items()}, relevance_score=relevance, labels=labels, mlm_mask=mask)
+  shaped = {name: value.view(2, 3, 24) for name, value in batch.items()}
+  done = model(**shaped, relevance_score=relevance, labels=labels, mlm_mask=mask)
   logits = done.logits.view(2, 3, 24, -1)
   return {"ids": batch["input_ids"], "segments": batch["token_type_ids"], "relevance": relevance, "positions": positions,
           "targets": labels.gather(1, positions), "loss": done.loss,
@@ -103,8 +106,9 @@ def run_openqa(model) -> dict:
   question = tokenizer([QUESTION], return_tensors="pt")
   done = model(**question)
   vectors = model.embedder(**question).projected_score
-  return {"question": QUESTION, "blocks": np.array(BLOCKS), "vector": vectors, "scores": vectors @ model.block_emb.T,
-          "answer": tokenizer.decode(done.predicted_answer_ids, clean_up_tokenization_spaces=False), "block": done.reader_output.block_idx}
+  answer = tokenizer.decode(done.predicted_answer_ids, clean_up_tokenization_spaces=False)
+  return {"question": QUESTION, "blocks": np.array(BLOCKS), "vector": vectors, "scores": vectors @ model.block_emb.T, "answer": answer,
+          "block": done.reader_output.block_idx}
 
 
 def run_bert(model) -> dict:
@@ -117,9 +121,13 @@ def scorer_with_two_towers() -> RealmScorer:
   return RealmScorer(CONFIG, query_embedder=RealmEmbedder(CONFIG))
 
 
+def load_scorer(folder: str) -> RealmScorer:
+  return RealmScorer.from_pretrained(folder, query_embedder=RealmEmbedder(CONFIG))
+
+
 MODELS = {  # name -> (how it is made, how it is loaded from a folder, what it computes)
     "embedder": (lambda: RealmEmbedder(CONFIG), RealmEmbedder.from_pretrained, run_embedder),
-    "scorer": (scorer_with_two_towers, lambda folder: RealmScorer.from_pretrained(folder, query_embedder=RealmEmbedder(CONFIG)), run_scorer),
+    "scorer": (scorer_with_two_towers, load_scorer, run_scorer),
     "encoder": (lambda: RealmKnowledgeAugEncoder(CONFIG), RealmKnowledgeAugEncoder.from_pretrained, run_encoder),
     "reader": (lambda: RealmReader(CONFIG), RealmReader.from_pretrained, run_reader),
     "openqa": (lambda: RealmForOpenQA(CONFIG), RealmForOpenQA.from_pretrained, run_openqa)}
