@@ -277,4 +277,5 @@ if __name__ == "__main__":
   flags.DEFINE_integer("num_heads", None, "Attention heads, where the sources do not tell (one for every 64 dimensions).")
   flags.DEFINE_string("blocks", None, "The text of the embedded passages: blocks.tfr, or block_records.npy.")
   flags.DEFINE_bool("trust_pickle", False, "Whether a block_records.npy may be opened.")
+  flags.DEFINE_alias("trust-pickle", "trust_pickle")
   settings.start(main)

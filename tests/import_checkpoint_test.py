@@ -11,15 +11,18 @@ import sys
 import zipfile
 
 import keras_hub
+import ml_dtypes
 import numpy as np
 import pytest
 import tensorflow as tf
 from safetensors import numpy as safetensors
 
-from realm_tf import artifacts, block_records, checkpoints, evaluate, examples, index, losses, passages, snapshots
+from beam_jobs import embed_passages
+from realm_tf import artifacts, block_records, checkpoints, evaluate, examples, explain, index, losses, passages, settings, snapshots
+from realm_tf import import_checkpoint as import_checkpoint_module
 from realm_tf.checkpoints import CheckpointError
 from realm_tf.export_checkpoint import export
-from realm_tf.import_checkpoint import import_checkpoint
+from realm_tf.import_checkpoint import import_checkpoint, write_passages
 from realm_tf.models import encoder, masked_reader, span_reader
 from realm_tf.questions import Question
 from serving import client
@@ -208,10 +211,15 @@ def test_embeddings_beside_an_embedder_module(tmp_path, model_dir):
 def model_dir(tmp_path_factory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("orqa") / "model_dir"
   released_format.write_orqa_model_dir(str(folder), SIZES, seed=2, num_blocks=7)
-  with tf.io.TFRecordWriter(str(folder / "blocks.tfr")) as writer:
+  write_blocks(folder / "blocks.tfr")
+  return folder
+
+
+def write_blocks(path: pathlib.Path) -> None:
+  """The passages of the openqa fixture, as ORQA's release has them."""
+  with tf.io.TFRecordWriter(str(path)) as writer:
     for block in outputs_of("openqa")["blocks"]:
       writer.write(str(block).encode())
-  return folder
 
 
 def test_orqa_model_directory(model_dir, tmp_path):
@@ -277,7 +285,6 @@ def test_a_trained_workdir_out_and_in(toy, tmp_path):
   wanted = snapshots.load_model(toy.path("warm/snapshots/00000000"), "reader")
   for one, other in zip(wanted.get_weights(), snapshots.load_model(again, "reader").get_weights(), strict=True):
     np.testing.assert_array_equal(one, other)
-  from realm_tf import settings
   config = toy.config(encoder__preset=str(tmp_path / "W"))
   tokenizer = settings.tokenizer(config.passages)
   started = settings.new_masked_reader(config, tokenizer)  # head and all
@@ -307,7 +314,7 @@ def test_openqa_answers_as_transformers_does_and_through_grpc(tmp_path):
   def command(module: str, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPOSITORY, check=True)
 
-  command("realm_tf.import_checkpoint", f"--source={FIXTURES / 'openqa'},{FIXTURES / 'embedder'}", f"--output={workdir}", "--trust_pickle")
+  command("realm_tf.import_checkpoint", f"--source={FIXTURES / 'openqa'},{FIXTURES / 'embedder'}", f"--output={workdir}", "--trust-pickle")
   here, = evaluate.Answerer(workdir)([Question(question, ())])
   retriever = snapshots.load_retriever(f"{workdir}/snapshots/00000000")
   print(here)
@@ -326,15 +333,8 @@ def test_openqa_answers_as_transformers_does_and_through_grpc(tmp_path):
 
 def test_imported_snapshots_embed_index_and_explain(tmp_path):
   """A pre-trained pair: the embeddings that our job makes with the imported embedder, and the masked reader on top."""
-  from beam_jobs import embed_passages
-  from realm_tf import explain
-
   snapshot = imported(tmp_path, "embedder", "encoder")
-  texts = tf.io.TFRecordWriter(str(tmp_path / "blocks.tfr"))
-  for block in outputs_of("openqa")["blocks"]:
-    texts.write(str(block).encode())
-  texts.close()
-  from realm_tf.import_checkpoint import write_passages
+  write_blocks(tmp_path / "blocks.tfr")
   tokenizer = snapshots.load_tokenizer(snapshot)
   write_passages(str(tmp_path / "blocks.tfr"), str(tmp_path / "P"), tokenizer=tokenizer, num_passages=7)
   folder = index.folder_of(str(tmp_path / "W"), snapshot)
@@ -497,9 +497,43 @@ def test_tensors_are_read_a_few_rows_at_a_time(tmp_path, model_dir):
 
 
 def test_half_precision(tmp_path):
-  import ml_dtypes
   values = np.linspace(-3, 3, 12).reshape(3, 4)
   safetensors.save_file({"half": values.astype(np.float16), "brain": values.astype(ml_dtypes.bfloat16)}, tmp_path / "x.safetensors")
   tensors = checkpoints.read_safetensors(str(tmp_path / "x.safetensors"))
   close(tensors["half"].read(), values, "float16", tolerance=2e-3)
   close(tensors["brain"].read(), values, "bfloat16", tolerance=1e-2)
+
+
+def test_passages_keep_their_numbers_whatever_their_bytes(tmp_path):
+  tokenizer = snapshots.load_tokenizer(imported(tmp_path, "embedder"))
+  with tf.io.TFRecordWriter(str(tmp_path / "blocks.tfr")) as writer:
+    for text in (b"ada wrote .", b"\xff\xfe the river", b"", "Rön the king".encode()):
+      writer.write(text)
+  write_passages(str(tmp_path / "blocks.tfr"), str(tmp_path / "P"), tokenizer=tokenizer, num_passages=4)
+  table = passages.load(str(tmp_path / "P"))
+  print(table.texts, artifacts.read_info(str(tmp_path / "P"))["counts"])
+  assert table.texts == ["ada wrote .", "\ufffd\ufffd the river", "", "Rön the king"]
+  assert artifacts.read_info(str(tmp_path / "P"))["counts"] == {"passages": 4, "bad_utf8": 1}
+
+
+def test_an_import_that_was_stopped_goes_on(tmp_path, monkeypatch):
+  tokenizer = snapshots.load_tokenizer(imported(tmp_path, "embedder"))
+  write_blocks(tmp_path / "blocks.tfr")
+  monkeypatch.setattr(import_checkpoint_module, "_ROWS_PER_SHARD", 2)
+  write_shard, written = passages.write_shard, []
+
+  def write_and_note(path, rows):
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    write_shard(path, rows)
+    written.append(path)
+
+  convert = lambda: write_passages(str(tmp_path / "blocks.tfr"), str(tmp_path / "P"), tokenizer=tokenizer, num_passages=7)
+  monkeypatch.setattr(passages, "write_shard", write_and_note)
+  with pytest.raises(KeyboardInterrupt):
+    convert()
+  assert not artifacts.is_complete(str(tmp_path / "P"))
+  written[:] = []
+  convert()
+  print(written)
+  assert len(written) == 2 and passages.load(str(tmp_path / "P")).texts == outputs_of("openqa")["blocks"].tolist()
