@@ -11,7 +11,7 @@ quickstart: $(ENVIRONMENT)  ## the whole of REALM on the built-in corpus, below 
 	$(PYTHON) -m realm_tf.pipeline --config=configs/quickstart.py
 
 test: $(ENVIRONMENT)
-	$(PYTHON) -m pytest -q --durations=10 --numprocesses=2 --dist=loadfile
+	$(PYTHON) -m pytest -q --durations=10 --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 browser:  ## what the web page's tests need, on Debian; without it they are skipped
 	apt-get install --yes --no-install-recommends chromium chromium-driver

@@ -14,6 +14,8 @@ from configs import quickstart
 from realm_tf import artifacts, pipeline, stages
 from tests.processes import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "corpus.num_entities": 16, "corpus.vocab_size": 300,
     "encoder.num_layers": 1, "encoder.num_heads": 2, "encoder.hidden_dim": 16, "encoder.intermediate_dim": 32,
@@ -47,7 +49,6 @@ def summary_of(run_dir: str) -> dict:
   return json.loads(artifacts.read_text(os.path.join(run_dir, pipeline.SUMMARY)))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quickstart(tmp_path):
   run_dir = str(tmp_path / "run")
@@ -113,7 +114,6 @@ def check_served(summary: dict, run_dir: str) -> None:
   assert summary["answer"] == summary["answers"][0] and summary["answer"]["question"] in [row["question"] for row in served]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_own_corpus_without_questions(tmp_path):
   docs = tmp_path / "docs"

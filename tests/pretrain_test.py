@@ -18,6 +18,8 @@ from tests import embed_passages_test
 from tests.processes import REPOSITORY, wait_until
 from tests.refresh_test import is_running
 
+pytestmark = pytest.mark.slow
+
 # ---------------------------------------------------------------------------------------------------- a training run
 
 
