@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import sys
 import tensorflow as tf
-kind, num_devices, config_path, workdir = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+kind, config_path, workdir, *numbers = sys.argv[1:]
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 import importlib.util
@@ -23,7 +23,6 @@ spec = importlib.util.spec_from_file_location("toy", config_path)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 config = module.get_config()
-config.num_devices = num_devices
 config.encoder.dropout = config.retriever.dropout = 0.0
 config.ict.update(steps=6, batch_size=8, log_every=2, checkpoint_every=2)
 config.warmup.steps = 0
@@ -31,12 +30,15 @@ config.realm.update(steps=6, batch_size=4, log_every=2, checkpoint_every=6)
 config.refresh.update(every_steps=6, start_job=False)
 config.finetune.update(steps=6, sync_steps=100)  # retrieval stays: when it moves depends on how far batches are made ahead
 from realm_tf import finetune, pretrain, pretrain_ict
-{"ict": pretrain_ict.pretrain_ict, "realm": pretrain.pretrain, "finetune": finetune.finetune}[kind](config, workdir)
+for number in numbers:
+  config.num_devices = int(number)
+  {"ict": pretrain_ict.pretrain_ict, "realm": pretrain.pretrain, "finetune": finetune.finetune}[kind](config, f"{workdir}/{number}")
 """
 
 
-def train(toy, kind: str, num_devices: int, workdir: str) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, "-c", PROGRAM, kind, str(num_devices), toy.config_path, workdir], cwd=REPOSITORY,
+def train(toy, kind: str, workdir: str, *nums_devices: int) -> subprocess.CompletedProcess:
+  """Trains on so many devices, and again on so many, each in a folder of that name."""
+  return subprocess.run([sys.executable, "-c", PROGRAM, kind, toy.config_path, workdir, *map(str, nums_devices)], cwd=REPOSITORY,
                         capture_output=True, text=True, check=False)
 
 
@@ -51,9 +53,8 @@ def weights_of(path: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["ict", "realm", "finetune"])
 def test_two_devices_are_one(toy, tmp_path, kind):
-  for num in (1, 2):
-    done = train(toy, kind, num, str(tmp_path / str(num)))
-    assert done.returncode == 0, done.stderr[-3000:]
+  done = train(toy, kind, str(tmp_path), 1, 2)
+  assert done.returncode == 0, done.stderr[-3000:]
   rows = [[json.loads(line) for line in open(tmp_path / str(num) / "metrics.jsonl", encoding="utf-8")] for num in (1, 2)]
   names = {"ict": ("loss", "accuracy", "accuracy_removed", "removed"),
            "realm": ("loss", "retrieval_utility", "prior_entropy", "null_prior"),
@@ -72,6 +73,6 @@ def test_two_devices_are_one(toy, tmp_path, kind):
 
 
 def test_mistakes(toy, tmp_path):
-  done = train(toy, "ict", 3, str(tmp_path / "W"))
+  done = train(toy, "ict", str(tmp_path), 3)
   print(done.stderr.splitlines()[-1])
   assert done.returncode == 1 and "num_devices is 3, this machine has 2: /device:CPU:0, /device:CPU:1." in done.stderr
