@@ -18,7 +18,8 @@ import tensorflow as tf
 from safetensors import numpy as safetensors
 
 from beam_jobs import embed_passages
-from realm_tf import artifacts, block_records, checkpoints, evaluate, examples, explain, index, losses, passages, settings, snapshots
+from realm_tf import (
+    artifacts, block_records, checkpoints, evaluate, examples, explain, finetune, index, losses, passages, settings, snapshots)
 from realm_tf import import_checkpoint as import_checkpoint_module
 from realm_tf.checkpoints import CheckpointError
 from realm_tf.export_checkpoint import export
@@ -331,8 +332,8 @@ def test_openqa_answers_as_transformers_does_and_through_grpc(tmp_path):
   close(served.answers[0].score, here.score, "score over gRPC")
 
 
-def test_imported_snapshots_embed_index_and_explain(tmp_path):
-  """A pre-trained pair: the embeddings that our job makes with the imported embedder, and the masked reader on top."""
+def test_imported_snapshots_embed_index_explain_and_fine_tune(toy, tmp_path):
+  """A pre-trained pair: the embeddings that our job makes with the imported embedder, and both readers on top."""
   snapshot = imported(tmp_path, "embedder", "encoder")
   write_blocks(tmp_path / "blocks.tfr")
   tokenizer = snapshots.load_tokenizer(snapshot)
@@ -345,6 +346,12 @@ def test_imported_snapshots_embed_index_and_explain(tmp_path):
   found, = explain.explain(str(tmp_path / "W"), text="the [MASK] bridge in the north .", answer="red", num_candidates=4).explanations
   print(found.probability, found.candidates)
   assert len(found.candidates) == 4 and sum(candidate.prior for candidate in found.candidates) == pytest.approx(1)
+  (tmp_path / "questions.jsonl").write_text('{"question": "who made the blue tower", "answer": ["lou"]}\n' * 4)
+  config = toy.config(passages=str(tmp_path / "P"), finetune__questions=str(tmp_path / "questions.jsonl"), finetune__reader_length=40,
+                      finetune__retriever=str(tmp_path / "W"), finetune__reader=str(tmp_path / "W"))
+  tuned = finetune.finetune(config, str(tmp_path / "F"))
+  before, after = (snapshots.load_retriever(folder).query_tower.encoder.get_weights()[0] for folder in (snapshot, tuned))
+  assert not np.array_equal(before, after) and evaluate.Answerer(str(tmp_path / "F"))([Question("who made the blue tower", ())])[0].text
 
 
 # ======================================================================================================== files that lie
