@@ -260,7 +260,7 @@ def _write_vocabulary(
     pieces = tokenization.Tokenizer(vocab, lower_case=lower_case).pieces
   else:
     pieces = tokenization.train_vocabulary(_sample(chunks), size=size, lower_case=lower_case)
-  artifacts.write_text(os.path.join(folder, tokenization.VOCAB), "\n".join(pieces) + "\n")
+  tokenization.write_vocabulary(folder, pieces)
   return tokenization.Tokenizer(folder, lower_case=lower_case)
 
 

@@ -15,21 +15,11 @@ import tensorflow as tf
 from absl import flags
 
 from realm_tf import artifacts, settings
-from realm_tf.checkpoints import CheckpointError
+from realm_tf.checkpoints import CheckpointError, Unpickler
 
 _reconstruct = np.empty(0, object).__reduce__()[0]  # what a pickled array calls
 _ALLOWED = {("numpy.core.multiarray", "_reconstruct"): _reconstruct, ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
             ("numpy", "ndarray"): np.ndarray, ("numpy", "dtype"): np.dtype}
-
-
-class _BytesUnpickler(pickle.Unpickler):
-  """Makes arrays of bytes, and refuses anything else."""
-
-  def find_class(self, module: str, name: str):
-    if (module, name) not in _ALLOWED:
-      raise CheckpointError(f"the file wants to call {module}.{name}; an array of passages needs no more than NumPy arrays and bytes. "
-                            "It was not opened: do not load it with anything else either.")
-    return _ALLOWED[module, name]
 
 
 def read(path: str) -> Sequence[bytes]:
@@ -44,10 +34,10 @@ def read(path: str) -> Sequence[bytes]:
       version = np.lib.format.read_magic(reader)
       read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
       shape, _, dtype = read_header(reader)
-      records = _BytesUnpickler(reader).load() if dtype == object else None
+      records = Unpickler(reader, _ALLOWED, path=path, needs="NumPy arrays and bytes").load() if dtype == object else None
+    except CheckpointError:
+      raise
     except (ValueError, EOFError, pickle.UnpicklingError, AttributeError, TypeError, IndexError) as error:
-      if isinstance(error, CheckpointError):
-        raise
       raise CheckpointError(f"{path!r} is no array of passages as numpy.save writes it: {error}") from error
   if not isinstance(records, np.ndarray) or records.shape != shape or records.ndim != 1:
     raise CheckpointError(f"{path!r} holds {type(records).__name__} of {dtype} {shape}; wanted an array of bytes objects, [N].")

@@ -25,8 +25,6 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_d
            "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_}  # as safetensors call them
 _STORAGES = {"DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
              "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL"}
-
-
 _ROWS_AT_ONCE = 10_000
 
 
@@ -159,24 +157,40 @@ class _View:
     return all(size == 1 or got == want for size, got, want in zip(self.shape, self.stride, wanted))
 
 
-class _WeightsUnpickler(pickle.Unpickler):
-  """Makes dicts of `_View`s, and refuses anything else."""
+class Unpickler(pickle.Unpickler):
+  """Opens a pickle that calls nothing but what it is allowed to.
 
-  def __init__(self, file, path: str):
+  Args:
+    file: the pickle.
+    allowed: (module, name) -> what stands for it.
+    path: for messages.
+    needs: what such a file needs at most, for messages.
+
+  Raises:
+    CheckpointError: while it loads: the pickle wants to call something else.
+  """
+
+  def __init__(self, file, allowed: Mapping[tuple[str, str], object], *, path: str, needs: str):
     super().__init__(file)
-    self._path = path
+    self._allowed, self._path, self._needs = allowed, path, needs
 
   def find_class(self, module: str, name: str):
-    if (module, name) == ("collections", "OrderedDict"):
-      return collections.OrderedDict
-    if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-      return lambda storage, offset, shape, stride, *_: _View(storage, offset, tuple(shape), tuple(stride))
-    if (module, name) == ("torch._utils", "_rebuild_parameter"):
-      return lambda data, *_: data
-    if module == "torch" and name in _STORAGES:
-      return _STORAGES[name]
-    raise CheckpointError(f"{self._path!r} wants to call {module}.{name}; a file of weights needs no more than tensors. It was not "
-                          "opened: do not load it with anything else either.")
+    if (module, name) not in self._allowed:
+      raise CheckpointError(f"{self._path!r} wants to call {module}.{name}; such a file needs no more than {self._needs}. It was not "
+                            "opened: do not load it with anything else either.")
+    return self._allowed[module, name]
+
+
+_WEIGHTS = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"):
+        lambda storage, offset, shape, stride, *_: _View(storage, offset, tuple(shape), tuple(stride)),
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()}}
+
+
+class _WeightsUnpickler(Unpickler):
+  """Makes dicts of `_View`s."""
 
   def persistent_load(self, saved_id):
     _, dtype, key, *_ = saved_id
@@ -195,7 +209,7 @@ def read_pytorch(path: str) -> Tensors:
       archive = zipfile.ZipFile(file)
       parts = {name.partition("/")[2]: archive.getinfo(name) for name in archive.namelist()}
       with archive.open(parts["data.pkl"]) as pickled:
-        views = dict(_WeightsUnpickler(pickled, path).load())
+        views = dict(_WeightsUnpickler(pickled, _WEIGHTS, path=path, needs="tensors").load())
     except CheckpointError:
       raise
     except (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, LookupError, TypeError, ValueError, tf.errors.OpError) as error:

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import flags
 
-from realm_tf import artifacts, checkpoints, index, passages, published, settings, snapshots
+from realm_tf import artifacts, checkpoints, index, passages, published, settings, snapshots, tokenization
 from realm_tf.checkpoints import Tensor, Tensors
+from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.published import Slots
-from realm_tf.tokenization import VOCAB, Tokenizer
+from realm_tf.tokenization import Tokenizer
 
 
 def export(workdir: str, output: str) -> list[str]:
@@ -79,7 +80,7 @@ def _bert_config(model: Retriever | MaskedReader | SpanReader) -> dict:
       "num_attention_heads": sizes["num_heads"], "intermediate_size": sizes["intermediate_dim"], "type_vocab_size": 2,
       "max_position_embeddings": sizes["max_sequence_length"], "hidden_dropout_prob": sizes["dropout"],
       "attention_probs_dropout_prob": sizes["dropout"], "hidden_act": published.hidden_act_of(sizes),
-      "layer_norm_eps": sizes.get("layer_norm_epsilon", 1e-12)}
+      "layer_norm_eps": encoder.layer_norm_epsilon(sizes)}
 
 
 def config_of(*models: Retriever | MaskedReader | SpanReader) -> dict:
@@ -115,10 +116,10 @@ def write_folder(folder: str, architecture: str, tensors: Tensors, config: Mappi
   """Writes config.json, model.safetensors and the tokenizer's files."""
   artifacts.gfile.makedirs(folder)
   texts = {"config.json": json.dumps({"architectures": [architecture], **config}, indent=2) + "\n",
-           "tokenizer_config.json": json.dumps({"do_lower_case": tokenizer.lower_case, "tokenizer_class": "RealmTokenizer"}) + "\n",
-           VOCAB: "\n".join(tokenizer.pieces) + "\n"}
+           "tokenizer_config.json": json.dumps({"do_lower_case": tokenizer.lower_case, "tokenizer_class": "RealmTokenizer"}) + "\n"}
   for name, text in texts.items():
     artifacts.write_text(os.path.join(folder, name), text)
+  tokenization.write_vocabulary(folder, tokenizer.pieces)
   checkpoints.write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
   print(f"export_checkpoint: {folder}: {architecture}, {len(tensors)} tensors")
   return folder

@@ -26,7 +26,7 @@ from realm_tf import artifacts, checkpoints, index, passages, progress, publishe
 from realm_tf.checkpoints import CheckpointError, Tensor
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.published import Loaded, Source
-from realm_tf.tokenization import VOCAB, Tokenizer
+from realm_tf.tokenization import Tokenizer, write_vocabulary
 
 _ROWS_PER_SHARD = 10_000
 _NUM_READ = 5  # passages that a released reader reads
@@ -223,25 +223,18 @@ def write_passages(records: str, output: str, *, tokenizer: Tokenizer, num_passa
     found = bad = 0
     for shard, batch in enumerate(texts.as_numpy_iterator()):
       path = os.path.join(staged.path, passages.shard_name("passages", shard, num_shards))
+      decoded = [record.decode(errors="replace") for record in batch]
       if not artifacts.gfile.exists(path):
-        blocks = [("", [record.decode(errors="replace")]) for record in batch]
+        blocks = [("", [text]) for text in decoded]
         passages.write_shard(path, passages.make_passages(tokenizer, blocks, range(found, found + len(batch))))
       found += len(batch)
-      bad += sum(not _is_utf8(record) for record in batch)
+      bad += sum(text.encode() != record for text, record in zip(decoded, batch))
       rate.add(len(batch))
     if found < num_passages:
       raise CheckpointError(f"{records!r} holds {found} passages, the checkpoint embeddings of {num_passages}: they do not belong together.")
-    artifacts.write_text(os.path.join(staged.path, VOCAB), "\n".join(tokenizer.pieces) + "\n")
+    write_vocabulary(staged.path, tokenizer.pieces)
     staged.counts = {"passages": num_passages, "bad_utf8": bad}  # kept, with U+FFFD, because passage i is row i
     staged.details = {"vocab_size": tokenizer.size, "lower_case": tokenizer.lower_case, "vocab_fingerprint": tokenizer.fingerprint}
-
-
-def _is_utf8(record: bytes) -> bool:
-  try:
-    record.decode()
-  except UnicodeDecodeError:
-    return False
-  return True
 
 
 def write_index(embeddings: Tensor, output: str, *, snapshot: str, passages_folder: str) -> None:

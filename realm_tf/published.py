@@ -23,7 +23,7 @@ from realm_tf.checkpoints import CheckpointError, Tensor, Tensors
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever, Tower
 from realm_tf.models.span_reader import SpanReader
-from realm_tf.tokenization import VOCAB
+from realm_tf.tokenization import VOCAB, write_vocabulary
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _TF1_HEAD_DIM = 64  # of every released BERT
@@ -179,7 +179,7 @@ class Source:
     kind: "bert", "embedder", "scorer", "encoder", "reader" or "openqa", as transformers calls them.
     tensors: by Hugging Face's names.
     config: as transformers' config.json names the values; what the checkpoint does not tell is not there.
-    vocab: path of its vocab.txt, or None.
+    vocab: path of its vocab.txt, or of a folder that holds it, or None.
     lower_case: whether that is uncased, or None where nothing tells.
     blocks: path of the text of the passages that it has embeddings of, or None.
   """
@@ -246,8 +246,8 @@ def _find_keras_hub(path: str) -> Source:
   except (ValueError, OSError) as error:
     raise CheckpointError(f"there is no folder {path!r}, and KerasHub has no BERT of that name: {error}") from error
   tensors = {name: Tensor.of(slot.get()) for name, slot in bert_slots(bert).items()}
-  vocab = os.path.join(tempfile.mkdtemp(), VOCAB)
-  artifacts.write_text(vocab, "\n".join(tokenizer.get_vocabulary()) + "\n")
+  vocab = tempfile.mkdtemp()
+  write_vocabulary(vocab, tokenizer.get_vocabulary())
   return Source(path, "bert", tensors, {"num_attention_heads": bert.num_heads, "hidden_dropout_prob": bert.dropout}, vocab=vocab,
                 lower_case=tokenizer.lowercase, blocks=None)
 

@@ -11,7 +11,7 @@ from realm_tf import artifacts
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
-from realm_tf.tokenization import VOCAB, Tokenizer
+from realm_tf.tokenization import VOCAB, Tokenizer, write_vocabulary
 
 KIND = "snapshot"
 _HDF5_BYTES = 4096  # at most, beside the values of a variable
@@ -38,7 +38,7 @@ def publish(root: str, step: int, models: Mapping[str, keras.Model], *, tokenize
       path = os.path.join(staged.path, f"{name}.weights.h5")
       save_weights(model, path)
       digests.append(artifacts.file_digest(path))
-    artifacts.write_text(os.path.join(staged.path, VOCAB), "\n".join(tokenizer.pieces) + "\n")
+    write_vocabulary(staged.path, tokenizer.pieces)
     staged.content = artifacts.fingerprint_of(digests)
     staged.details = {"step": step, "made_by": made_by, "vocab_fingerprint": tokenizer.fingerprint,
                       "lower_case": tokenizer.lower_case, **details}

@@ -96,6 +96,11 @@ class Tokenizer:
     return self(tf.constant(texts, tf.string)).row_lengths().numpy() if len(texts) else np.zeros([0], np.int64)
 
 
+def write_vocabulary(folder: str, pieces: Iterable[str]) -> None:
+  """Writes a folder's vocab.txt."""
+  artifacts.write_text(os.path.join(folder, VOCAB), "\n".join(pieces) + "\n")
+
+
 def train_vocabulary(texts: Iterable[str], *, size: int, lower_case: bool = True, min_count: int = 2) -> list[str]:
   """Learns a BERT vocabulary from texts with the `tokenizers` library's word-piece trainer.
 
