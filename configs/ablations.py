@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablations --config=configs/ablations.py --seeds=0,1,2
 
-Four pre-trainings of 600 steps and seven fine-tunings of 300 for each seed.
+Four pre-trainings of 600 steps and seven fine-tunings of 500 for each seed.
 """
 
 from configs import quickstart
@@ -14,7 +14,6 @@ def get_config():
   c.ict.steps = 100  # after 50, seeds differ too much to compare rows: REALM starts from some and not from others
   c.realm.update(steps=600, checkpoint_every=200)
   c.refresh.every_steps = 40  # and 1,200 for the stale index: it is the first one all the way
-  c.finetune.update(steps=300, checkpoint_every=150)
   c.evaluate.clozes = ""
   c.servable = ""
   return c

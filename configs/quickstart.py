@@ -24,6 +24,7 @@ def get_config():
       knowledge=run + "/corpus/knowledge",  # Z's articles: files, folders and globs, separated by commas
       pretraining=run + "/corpus/pretraining",  # X's articles; "" where X is Z
       questions="",  # a file of questions with titles to split by title into finetune.questions and evaluate.questions
+      test_share=0.1,  # of the titles for the latter
       format="auto",  # or "wikiextractor", "jsonl", "text"
       vocab="",  # a BERT vocab.txt; "" to learn one from Z and X
       vocab_size=3000,  # most word pieces of a learned vocabulary

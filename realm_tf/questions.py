@@ -165,5 +165,7 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
 if __name__ == "__main__":
   flags.DEFINE_string("input", None, "Lines of {\"question\", \"answer\", \"title\"}.", required=True)
   flags.DEFINE_string("train", None, "File to write.", required=True)
-  flags.DEFINE_string("test", None, "File to write, with a tenth of the titles.", required=True)
-  settings.start(lambda argv: print(split_by_title(flags.FLAGS.input, train=flags.FLAGS.train, test=flags.FLAGS.test)))
+  flags.DEFINE_string("test", None, "File to write, with the titles held out.", required=True)
+  flags.DEFINE_float("test_share", 0.1, "Share of the titles held out.")
+  settings.start(lambda argv: print(split_by_title(
+      flags.FLAGS.input, train=flags.FLAGS.train, test=flags.FLAGS.test, test_share=flags.FLAGS.test_share)))

@@ -101,7 +101,8 @@ def corpus(config) -> list[Stage]:
             spans("spans", config.passages, config.knowledge_spans)]
   if section.questions:
     train, test = config.finetune.questions, config.evaluate.questions
-    found.append(Stage("questions", ("realm_tf.questions", f"--input={section.questions}", f"--train={train}", f"--test={test}"),
+    found.append(Stage("questions", ("realm_tf.questions", f"--input={section.questions}", f"--train={train}", f"--test={test}",
+                                     f"--test_share={section.test_share}"),
                        inputs=(section.questions,), outputs=(train, test), folder=train))
   if section.pretraining:
     texts = os.path.join(config.run_dir, "passages-pretraining")

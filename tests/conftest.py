@@ -58,6 +58,14 @@ def toy_config(root: str) -> config_dict.ConfigDict:
   return c
 
 
+@pytest.fixture(scope="module", autouse=True)
+def seed() -> None:
+  """Fresh weights are the same whichever files a worker ran before."""
+  import keras
+
+  keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory) -> Toy:
   from beam_jobs import annotate_spans, embed_passages, make_passages

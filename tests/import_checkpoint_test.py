@@ -17,9 +17,10 @@ import pytest
 import tensorflow as tf
 from safetensors import numpy as safetensors
 
-from beam_jobs import embed_passages
+from beam_jobs import annotate_spans, embed_passages, make_passages
 from realm_tf import (
-    artifacts, block_records, checkpoints, evaluate, examples, explain, finetune, index, losses, passages, settings, snapshots)
+    artifacts, block_records, checkpoints, evaluate, examples, explain, finetune, index, losses, passages, pretrain, settings,
+    snapshots)
 from realm_tf import import_checkpoint as import_checkpoint_module
 from realm_tf.checkpoints import CheckpointError
 from realm_tf.export_checkpoint import export
@@ -352,6 +353,30 @@ def test_imported_snapshots_embed_index_explain_and_fine_tune(toy, tmp_path):
   tuned = finetune.finetune(config, str(tmp_path / "F"))
   before, after = (snapshots.load_retriever(folder).query_tower.encoder.get_weights()[0] for folder in (snapshot, tuned))
   assert not np.array_equal(before, after) and evaluate.Answerer(str(tmp_path / "F"))([Question("who made the blue tower", ())])[0].text
+
+
+def test_pre_training_goes_on_from_imported_weights(toy, tmp_path):
+  """realm.init and encoder.preset name the same import: its towers, its reader, its first index, and everything trains."""
+  snapshot = imported(tmp_path, "embedder", "encoder")
+  names = ["Ada", "Bo", "Cy", "Dee", "Eve", "Fay", "Gus", "Hal"]
+  articles = [{"title": f"{name} River", "text": f"The north tower of {name} City is old. The queen of the city was {other} {name}."}
+              for name, other in zip(names, reversed(names))]
+  (tmp_path / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in articles))
+  make_passages.run(str(tmp_path / "articles.jsonl"), str(tmp_path / "P"), vocab=snapshot, max_tokens=30)
+  annotate_spans.run(str(tmp_path / "P"), str(tmp_path / "S"))
+  workdir = str(tmp_path / "W")
+  config = toy.config(passages=str(tmp_path / "P"), knowledge_spans=str(tmp_path / "S"), spans=str(tmp_path / "S"), dev_clozes="",
+                      encoder__preset=workdir, reader__length=40, realm__init=workdir, warmup__steps=0, realm__steps=4)
+  trained = pretrain.pretrain(config, str(tmp_path / "realm"))
+  warm = str(tmp_path / "realm" / "warmup" / "snapshots" / "00000000")
+  for load in (snapshots.load_retriever, lambda folder: snapshots.load_model(folder, "reader")):
+    start, first, last = (load(folder).get_weights() for folder in (snapshot, warm, trained))
+    changed = sum(not np.array_equal(*pair) for pair in zip(first, last))
+    print(f"{len(start)} weights, {changed} of them trained")
+    assert changed > 0.9 * len(start)
+    for one, other in zip(start, first, strict=True):
+      np.testing.assert_array_equal(one, other)
+  assert artifacts.is_complete(index.folder_of(workdir, snapshot)) and artifacts.is_complete(index.folder_of(str(tmp_path / "realm"), trained))
 
 
 # ======================================================================================================== files that lie

@@ -18,7 +18,7 @@ def parts(toy):
   retriever, reader = settings.new_retriever(config, tokenizer), settings.new_masked_reader(config, tokenizer)
   rng = np.random.default_rng(0)
   for weight in retriever.trainable_weights + reader.trainable_weights:  # fresh ones take all passages for the same
-    weight.assign(weight + rng.normal(size=weight.shape, scale=0.2).astype(np.float32))
+    weight.assign(weight + rng.normal(size=weight.shape, scale=0.6).astype(np.float32))
   data = examples.MaskedSentences(config.knowledge_spans, tokenizer=tokenizer, query_length=24, max_masks=5, knowledge=table.fingerprint)
   queries = data.batch(3, batch_size=4, seed=0)
   numbers = np.tile(np.arange(-1, len(table)), (4, 1))  # the null passage first
@@ -112,7 +112,7 @@ def test_gradients_are_those_of_the_sum(parts, exact):
     far, size = max(far, np.abs(one - other).max()), max(size, np.abs(other).max())
   print(f"r(z) from {r.min():.1e} to {r.max():.1e}; {len(got)} gradients of up to {size:.1e} differ by at most {far:.1e}")
   np.testing.assert_allclose(r.sum(-1), 0, atol=1e-12)
-  assert far < 1e-5 * max(size, 1e-3) and size > 1e-4 and (r > 0).any()
+  assert far < 5e-5 * max(size, 1e-3) and size > 1e-4 and (r > 0).any()
 
 
 def test_null_passage_switch(parts, exact):
