@@ -82,7 +82,7 @@ def toy(tmp_path_factory) -> Toy:
   annotate_spans.run(config.passages, config.knowledge_spans)
   annotate_spans.run(toy.path("passages-pretraining"), config.spans)
   snapshot = pretrain_ict.pretrain_ict(config, config.ict.workdir)
-  embed_passages.embed(toy.path("ict/indexes/00000000"), snapshot=snapshot, passages_folder=config.passages)
+  embed_passages.embed(toy.path("ict/indexes/00000000"), snapshot=snapshot, passages_folder=config.passages, jit_compile=False)
   tokenizer = settings.tokenizer(config.passages)
   snapshots.publish(toy.path("warm/snapshots"), 0, {"reader": settings.new_masked_reader(config, tokenizer)}, tokenizer=tokenizer, made_by="test")
   artifacts.write_text(

@@ -161,7 +161,8 @@ def pretrained(toy, tmp_path_factory) -> str:
   models = {"retriever": snapshots.load_retriever(toy.path("ict/snapshots/00000000")),
             "reader": snapshots.load_model(toy.path("warm/snapshots/00000000"), "reader")}
   snapshot = snapshots.publish(f"{workdir}/snapshots", 3, models, tokenizer=tokenizer, made_by="pretrain")
-  embed_passages.embed(f"{workdir}/indexes/00000003", snapshot=snapshot, passages_folder=toy.config().passages)
+  embed_passages.embed(f"{workdir}/indexes/00000003", snapshot=snapshot, passages_folder=toy.config().passages,
+                       jit_compile=False)
   return workdir
 
 

@@ -42,7 +42,8 @@ def workdir(toy, tmp_path_factory) -> str:
     weight.assign(weight + 0.3 * keras.random.normal(weight.shape))
   snapshot = snapshots.publish(os.path.join(workdir, "snapshots"), 3, models, made_by="pretrain",
                                tokenizer=snapshots.load_tokenizer(toy.path("ict/snapshots/00000000")))
-  embed_passages.embed(os.path.join(workdir, "indexes/00000003"), snapshot=snapshot, passages_folder=toy.config().passages)
+  embed_passages.embed(os.path.join(workdir, "indexes/00000003"), snapshot=snapshot, passages_folder=toy.config().passages,
+                       jit_compile=False)
   return workdir
 
 
@@ -53,7 +54,7 @@ def newer(toy, workdir, tmp_path_factory) -> str:
   (folder / "articles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NEWER))
   make_passages.run(str(folder / "articles.jsonl"), str(folder / "passages"), vocab=toy.config().passages, max_tokens=300)
   embed_passages.embed(str(folder / "index"), snapshot=os.path.join(workdir, "snapshots/00000003"),
-                       passages_folder=str(folder / "passages"))
+                       passages_folder=str(folder / "passages"), jit_compile=False)
   return str(folder / "index")
 
 
@@ -287,7 +288,7 @@ def test_question_over_another_corpus(toy, tuned, tmp_path):
   base = toy.path("ict/snapshots/00000000")
   (tmp_path / "articles.jsonl").write_text(json.dumps({"title": "Gorneth", "text": "The Gorneth flows to Málmor."}) + "\n")
   make_passages.run(str(tmp_path / "articles.jsonl"), str(tmp_path / "passages"), vocab=toy.config().passages, max_tokens=64)
-  embed_passages.embed(str(tmp_path / "index"), snapshot=base, passages_folder=str(tmp_path / "passages"))
+  embed_passages.embed(str(tmp_path / "index"), snapshot=base, passages_folder=str(tmp_path / "passages"), jit_compile=False)
   folders = [toy.path("ict/indexes/00000000"), str(tmp_path / "index")]
   report = explain.explain(tuned, question="Where does the Gorneth flow?", index_folders=folders)
   old, new = report.explanations

@@ -43,7 +43,7 @@ def workdirs(toy, tmp_path_factory) -> dict[str, str]:
   models = {"retriever": snapshots.load_retriever(toy.path("ict/snapshots/00000000")),
             "reader": settings.new_masked_reader(config, tokenizer)}
   snapshot = snapshots.publish(found["pretrained"] + "/snapshots", 3, models, tokenizer=tokenizer, made_by="pretrain")
-  embed_passages.embed(found["pretrained"] + "/indexes/00000003", snapshot=snapshot, passages_folder=config.passages)
+  embed_passages.embed(found["pretrained"] + "/indexes/00000003", snapshot=snapshot, passages_folder=config.passages, jit_compile=False)
   finetune.finetune(
       toy.config(finetune__retriever=found["pretrained"], finetune__reader=found["pretrained"], finetune__steps=STEPS,
                  finetune__log_every=STEPS, finetune__checkpoint_every=STEPS, finetune__learning_rate=1e-2), found["dense"])
@@ -75,7 +75,7 @@ def accents(toy, workdirs, tmp_path_factory) -> tuple[str, str]:
   (root / "articles.jsonl").write_text("".join(json.dumps({"title": title, "text": text}) + "\n" for title, text in ARTICLES))
   folders = str(root / "passages"), str(root / "index")
   make_passages.run(str(root / "articles.jsonl"), folders[0], vocab=toy.config().passages, max_tokens=64)
-  embed_passages.embed(folders[1], snapshot=workdirs["pretrained"] + "/snapshots/00000003", passages_folder=folders[0])
+  embed_passages.embed(folders[1], snapshot=workdirs["pretrained"] + "/snapshots/00000003", passages_folder=folders[0], jit_compile=False)
   return folders
 
 
@@ -473,7 +473,8 @@ def test_what_does_not_belong_together_is_refused(toy, workdirs, accents, tmp_pa
             "reader": snapshots.load_model(toy.path("warm/snapshots/00000000"), "reader")}
   snapshots.publish(other + "/snapshots", 3, models, tokenizer=snapshots.load_tokenizer(toy.path("ict/snapshots/00000000")),
                     made_by="pretrain")
-  embed_passages.embed(other + "/indexes/00000003", snapshot=other + "/snapshots/00000003", passages_folder=toy.config().passages)
+  embed_passages.embed(other + "/indexes/00000003", snapshot=other + "/snapshots/00000003", passages_folder=toy.config().passages,
+                       jit_compile=False)
   for message, workdir, args in (
       ("no snapshot in .*nothing", str(tmp_path / "nothing"), {}),
       ("is a baseline \\(finetune.retrieval=bm25\\)", workdirs["bm25"], {}),

@@ -434,7 +434,7 @@ def test_index_of_another_snapshot_is_refused(toy, workdirs, tmp_path):
   newer = embed_passages_test.publish_snapshot(str(tmp_path / "other"), 7, vocab=config.passages)
   folder = os.path.join(base, "indexes/00000000")
   os.rename(folder, tmp_path / "right")
-  embed_passages.embed(folder, snapshot=newer, passages_folder=config.passages)
+  embed_passages.embed(folder, snapshot=newer, passages_folder=config.passages, jit_compile=False)
   got, wanted = (artifacts.read_info(path)["fingerprint"] for path in (newer, os.path.join(base, "snapshots/00000000")))
   for name, call in (
       ("evaluate", lambda: score(workdirs["dense"], questions_path=toy.path("corpus/questions.dev.jsonl"))),
@@ -451,7 +451,8 @@ def test_index_of_another_snapshot_is_refused(toy, workdirs, tmp_path):
 def test_index_made_from_the_fine_tuned_snapshot_is_as_good(toy, workdirs, tmp_path):
   """Its passage tower is the base's, so another corpus can be indexed with either."""
   folder, path = str(tmp_path / "indexes/00000004"), toy.path("corpus/questions.dev.jsonl")
-  embed_passages.embed(folder, snapshot=os.path.join(workdirs["dense"], "snapshots/00000004"), passages_folder=toy.config().passages)
+  embed_passages.embed(folder, snapshot=os.path.join(workdirs["dense"], "snapshots/00000004"), passages_folder=toy.config().passages,
+                       jit_compile=False)
   assert score(workdirs["dense"], questions_path=path, index_folder=folder) == score(workdirs["dense"], questions_path=path)
 
 

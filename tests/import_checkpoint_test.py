@@ -366,7 +366,8 @@ def test_pre_training_goes_on_from_imported_weights(toy, tmp_path):
   annotate_spans.run(str(tmp_path / "P"), str(tmp_path / "S"))
   workdir = str(tmp_path / "W")
   config = toy.config(passages=str(tmp_path / "P"), knowledge_spans=str(tmp_path / "S"), spans=str(tmp_path / "S"), dev_clozes="",
-                      encoder__preset=workdir, reader__length=40, realm__init=workdir, warmup__steps=0, realm__steps=4)
+                      encoder__preset=workdir, reader__length=40, realm__init=workdir, warmup__steps=0, realm__steps=4,
+                      refresh__start_job=False)
   trained = pretrain.pretrain(config, str(tmp_path / "realm"))
   warm = str(tmp_path / "realm" / "warmup" / "snapshots" / "00000000")
   for load in (snapshots.load_retriever, lambda folder: snapshots.load_model(folder, "reader")):

@@ -183,7 +183,7 @@ def stranger(tmp_path_factory) -> str:
   root = str(tmp_path_factory.mktemp("stranger"))
   folder = embed_passages_test.make_passages(os.path.join(root, "passages"), num_passages=20, num_shards=1)
   snapshot = embed_passages_test.publish_snapshot(os.path.join(root, "snapshots"), 0, vocab=folder)
-  embed_passages.embed(os.path.join(root, "indexes/00000000"), snapshot=snapshot, passages_folder=folder)
+  embed_passages.embed(os.path.join(root, "indexes/00000000"), snapshot=snapshot, passages_folder=folder, jit_compile=False)
   return root
 
 
