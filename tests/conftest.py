@@ -1,7 +1,10 @@
 """What several tests share: a toy corpus made by the real jobs, and a config of one layer x 16 wide for it."""
 
+import contextlib
 import dataclasses
 import os
+import warnings
+from collections.abc import Iterator
 
 import pytest
 from ml_collections import config_dict
@@ -56,6 +59,20 @@ def toy_config(root: str) -> config_dict.ConfigDict:
   c.finetune.update(steps=4, batch_size=4, beam=8, num_read=2, span_dim=8, log_every=2, checkpoint_every=2, sync_steps=2,
                     retriever=root + "/ict", reader=root + "/warm")
   return c
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+  """For a training of a few steps: to trace and optimise its graph takes longer than they do."""
+  import tensorflow as tf
+
+  tf.config.run_functions_eagerly(True)
+  try:
+    with warnings.catch_warnings():
+      warnings.filterwarnings("ignore", "Even though the", UserWarning)  # tf.data says that it makes graphs all the same
+      yield
+  finally:
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from realm_tf import artifacts, evaluate, examples, passages
 from realm_tf.passages import Ragged
 from realm_tf.tokenization import SPECIAL, Tokenizer
+from tests.conftest import eagerly
 
 PIECES = [*SPECIAL, "ron", "##tgen", "was", "born", "in", "len", "##nep", ".", "he", "won", "a", "prize", "x"]
 PAD, UNK, CLS, SEP, MASK = range(5)
@@ -91,11 +92,8 @@ PACKINGS = {
 def test_packed_ids(name, tokenizer):
   pack, args, ids, segments = PACKINGS[name]
   in_graph = tf.function(lambda *parts: pack(tokenizer, *parts))(*args)
-  tf.config.run_functions_eagerly(True)
-  try:
+  with eagerly():
     eager = pack(tokenizer, *args)
-  finally:
-    tf.config.run_functions_eagerly(False)
   for how, got in (("eagerly", eager), ("in a graph", in_graph), ("as trainers do", pack(tokenizer, *args))):
     print(f"{name} {how}:\n{got.token_ids.numpy()}")
     assert got.token_ids.dtype == tf.int32

@@ -20,6 +20,7 @@ from realm_tf import (
     artifacts, evaluate, examples, explain, explanations, finetune, losses, passages, pretrain, retrieval, snapshots)
 from realm_tf.questions import Question
 from realm_tf.tokenization import MASK
+from tests.conftest import eagerly
 from tests.processes import REPOSITORY
 
 TEXT = "The river [MASK] flows into the sea."
@@ -72,7 +73,8 @@ def newer_system(workdir, newer) -> explain.PretrainedSystem:
 def tuned(toy, tmp_path_factory) -> str:
   """A fine-tuned workdir."""
   workdir = str(tmp_path_factory.mktemp("finetuned"))
-  finetune.finetune(toy.config(finetune__num_read=3), workdir)
+  with eagerly():
+    finetune.finetune(toy.config(finetune__num_read=3), workdir)
   return workdir
 
 

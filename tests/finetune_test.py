@@ -21,6 +21,7 @@ from realm_tf import (
 from realm_tf.tokenization import Tokenizer
 from serving import export
 from tests import embed_passages_test
+from tests.conftest import eagerly
 from tests.processes import REPOSITORY, wait_until
 
 SYSTEMS = ("dense", "bm25", "none")
@@ -41,7 +42,8 @@ def workdirs(toy, tmp_path_factory) -> dict[str, str]:
   found = {system: str(tmp_path_factory.mktemp(system)) for system in SYSTEMS}
   shutil.copytree(toy.path("ict"), os.path.join(found["dense"], "base"))  # a test spoils its index
   for system, workdir in found.items():
-    fine_tune(toy, workdir, system, finetune__retriever=os.path.join(found["dense"], "base"))
+    with eagerly():
+      fine_tune(toy, workdir, system, finetune__retriever=os.path.join(found["dense"], "base"))
   return found
 
 
@@ -491,7 +493,8 @@ def test_closed_book_learns_answers_by_heart(toy, tmp_path):
 
 def test_closed_book_leaves_expressions_out(toy, tmp_path, capfd):
   rows = [{"question": "a?", "answer": ["x.*"], "regex": True}, {"question": "b?", "answer": ["Lorwash"]}]
-  fine_tune(toy, str(tmp_path / "W"), "none", finetune__questions=write_questions(tmp_path / "q.jsonl", *rows))
+  with eagerly():
+    fine_tune(toy, str(tmp_path / "W"), "none", finetune__questions=write_questions(tmp_path / "q.jsonl", *rows))
   assert "1 questions left out: their answers are regular expressions" in capfd.readouterr().err
   with pytest.raises(artifacts.UserError, match="all answers are regular expressions"):
     fine_tune(toy, str(tmp_path / "V"), "none", finetune__questions=write_questions(tmp_path / "r.jsonl", rows[0]))

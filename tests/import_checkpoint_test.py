@@ -29,6 +29,7 @@ from realm_tf.models import encoder, masked_reader, span_reader
 from realm_tf.questions import Question
 from serving import client
 from tests import released_format
+from tests.conftest import eagerly
 from tests.end_to_end_test import model_server
 from tests.processes import REPOSITORY
 
@@ -350,7 +351,8 @@ def test_imported_snapshots_embed_index_explain_and_fine_tune(toy, tmp_path):
   (tmp_path / "questions.jsonl").write_text('{"question": "who made the blue tower", "answer": ["lou"]}\n' * 4)
   config = toy.config(passages=str(tmp_path / "P"), finetune__questions=str(tmp_path / "questions.jsonl"), finetune__reader_length=40,
                       finetune__retriever=str(tmp_path / "W"), finetune__reader=str(tmp_path / "W"))
-  tuned = finetune.finetune(config, str(tmp_path / "F"))
+  with eagerly():
+    tuned = finetune.finetune(config, str(tmp_path / "F"))
   before, after = (snapshots.load_retriever(folder).query_tower.encoder.get_weights()[0] for folder in (snapshot, tuned))
   assert not np.array_equal(before, after) and evaluate.Answerer(str(tmp_path / "F"))([Question("who made the blue tower", ())])[0].text
 
@@ -368,7 +370,8 @@ def test_pre_training_goes_on_from_imported_weights(toy, tmp_path):
   config = toy.config(passages=str(tmp_path / "P"), knowledge_spans=str(tmp_path / "S"), spans=str(tmp_path / "S"), dev_clozes="",
                       encoder__preset=workdir, reader__length=40, realm__init=workdir, warmup__steps=0, realm__steps=4,
                       refresh__start_job=False)
-  trained = pretrain.pretrain(config, str(tmp_path / "realm"))
+  with eagerly():
+    trained = pretrain.pretrain(config, str(tmp_path / "realm"))
   warm = str(tmp_path / "realm" / "warmup" / "snapshots" / "00000000")
   for load in (snapshots.load_retriever, lambda folder: snapshots.load_model(folder, "reader")):
     start, first, last = (load(folder).get_weights() for folder in (snapshot, warm, trained))

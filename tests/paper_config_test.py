@@ -4,15 +4,15 @@ import json
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from beam_jobs import annotate_spans, make_passages
 from configs import paper
 from realm_tf import examples, finetune, passages, pretrain, pretrain_ict, questions, retrieval, settings, training
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.tokenization import SPECIAL
+from tests.conftest import eagerly
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Even though the:UserWarning")]  # of running eagerly
+pytestmark = pytest.mark.slow
 
 BERT = 109_482_240  # BERT-base uncased with its pooler
 PROJECTION = 768 * 128 + 128 + 2 * 128
@@ -63,14 +63,11 @@ def test_values_of_the_paper():
 
 
 def step(model, batch, tmp_path, section) -> float:
-  """One training step, run eagerly: to trace and optimise a graph of this size takes longer than the step. The loss."""
+  """The loss of one training step."""
   optimizer = training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
-  tf.config.run_functions_eagerly(True)
-  try:
+  with eagerly():
     training.train(model, lambda _: batch, workdir=str(tmp_path), steps=1, log_every=1, checkpoint_every=2,
                    batch_size=len(batch["query_ids"]), optimizer=optimizer)
-  finally:
-    tf.config.run_functions_eagerly(False)
   row = json.loads((tmp_path / "metrics.jsonl").read_text())
   print({name: round(value, 4) for name, value in row.items()})
   return row["loss"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from realm_tf import examples, finetune, index, passages, pretrain, pretrain_ict, progress, settings, snapshots, training
+from tests.conftest import eagerly
 from tests.processes import REPOSITORY
 
 # ---------------------------------------------------------------------------------------------------------- candidates
@@ -26,7 +27,8 @@ def trained_on(toy, workdir: str, **values) -> list[dict[str, np.ndarray]]:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(training, "train", recorded)
     patch.setattr(pretrain, "make_index", lambda config, **what: None)  # the first is there, nobody asks for the last
-    pretrain.pretrain(config, workdir)
+    with eagerly():
+      pretrain.pretrain(config, workdir)
   return seen
 
 
