@@ -28,7 +28,7 @@ def get_config():
       num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256, max_sequence_length=96,
       dropout=0.1,
       init_std=0.125)  # of fresh weights
-  c.vocab = c.encoder.get_ref("preset")  # a vocab.txt, or a folder that holds one: the encoder's own
+  c.vocab = c.encoder.get_oneway_ref("preset")  # a vocab.txt, or a folder that holds one: the encoder's own
   c.lower_case = True  # whether it is an uncased one
 
   # ---- data and training ----

@@ -26,7 +26,7 @@ def get_config():
   c.corpus.knowledge = data + "/wikipedia_2014/AA/wiki_[01]*," + data + "/qa/passages.train.jsonl"
   c.corpus.pretraining = ""  # X is Z
   c.corpus.questions = data + "/qa/questions.train.jsonl"
-  c.corpus.vocab = c.encoder.get_ref("preset")
+  c.corpus.vocab = c.encoder.get_oneway_ref("preset")
   c.corpus.max_tokens = 128
   c.spans = c.get_ref("run_dir") + "/spans-knowledge"
   c.dev_clozes = ""

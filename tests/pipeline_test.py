@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import quickstart, tagger, wikipedia_small
 from realm_tf import artifacts, pipeline, stages
 from tests.processes import REPOSITORY
 
@@ -136,6 +136,15 @@ def test_commands():
   found = {stage.name: stage.command for stage in stages.stages(config, config_path="c.py", overrides={})}
   assert "pretraining spans" not in found and "mlm" not in found
   assert "--config.spans=runs/quickstart/spans-knowledge" in found["realm"]
+
+
+def test_the_vocabulary_follows_the_encoder_and_not_the_other_way_round():
+  for get_config, section in ((tagger.get_config, lambda config: config), (wikipedia_small.get_config, lambda config: config.corpus)):
+    config = get_config()
+    config.encoder.preset = "bert"
+    assert section(config).vocab == "bert"
+    section(config).vocab = "mine"
+    assert (config.encoder.preset, section(config).vocab) == ("bert", "mine")
 
 
 def test_mistakes_are_one_line(tmp_path):
