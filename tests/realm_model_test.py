@@ -112,7 +112,7 @@ def test_gradients_are_those_of_the_sum(parts, exact):
     far, size = max(far, np.abs(one - other).max()), max(size, np.abs(other).max())
   print(f"r(z) from {r.min():.1e} to {r.max():.1e}; {len(got)} gradients of up to {size:.1e} differ by at most {far:.1e}")
   np.testing.assert_allclose(r.sum(-1), 0, atol=1e-12)
-  assert far < 5e-5 * max(size, 1e-3) and size > 1e-4 and (r > 0).any()
+  assert far < 1e-5 * max(size, 1e-3) and size > 1e-4 and (r > 0).any()
 
 
 def test_null_passage_switch(parts, exact):
