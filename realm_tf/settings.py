@@ -29,11 +29,11 @@ def scope(config) -> contextlib.AbstractContextManager:
 
 
 def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
-  """A retriever with fresh or published encoder weights, as `config.encoder` and `config.retriever` say."""
+  """A retriever with fresh or published encoder weights, as `config.encoder`, `config.retriever` and `config.ict.from_mlm` say."""
   architecture, published_bert = new_encoder(config.encoder, tokenizer, config.retriever.passage_length)
   with scope(config):
     retriever = Retriever(architecture=architecture, **config.retriever)
-  warm = _warm_reader(config, tokenizer) or published_bert
+  warm = (config.ict.from_mlm and _warm_reader(config, tokenizer)) or published_bert
   for tower in retriever.towers:
     start_encoder(tower.encoder, warm, config.encoder.init_std)
   return retriever

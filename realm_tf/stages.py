@@ -134,7 +134,8 @@ def warm_starts(config, config_path: str, overrides: Mapping[str, object]) -> li
         "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans),
         outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "masking", "mlm")))
   return found + [_trainer(
-      "ict", "pretrain_ict", config_path, overrides, workdir=ict, inputs=(config.passages, *_warm(config)),
+      "ict", "pretrain_ict", config_path, overrides, workdir=ict,
+      inputs=(config.passages, *(_warm(config) if config.ict.from_mlm else ())),
       outputs=(_snapshot(ict, config.ict.steps),), sections=("seed", "encoder", "retriever", "ict"))]
 
 

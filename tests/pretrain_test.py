@@ -225,6 +225,20 @@ def test_spans_and_warm_start_of_another_vocabulary(toy, stranger, tmp_path):
     refused(lambda: make(config, tokenizer), "snapshot", *words)
 
 
+def test_a_retriever_starts_from_the_masked_lm_or_from_fresh_weights(toy, tmp_path):
+  config, tokenizer = toy.config(), settings.tokenizer(toy.config().passages)
+  reader = settings.new_masked_reader(config, tokenizer)
+  snapshots.publish(str(tmp_path / "snapshots"), 1, {"reader": reader}, tokenizer=tokenizer, made_by="test")
+  config.mlm.update(steps=1, workdir=str(tmp_path))
+  wanted = reader.encoder.get_weights()
+  for from_mlm in (True, False):
+    config.ict.from_mlm = from_mlm
+    got = settings.new_retriever(config, tokenizer).query_tower.encoder.get_weights()
+    gap = max(np.abs(one - other).max() for one, other in zip(got, wanted, strict=True))
+    print("from_mlm", from_mlm, "largest difference from the masked reader's encoder", gap)
+    assert (gap == 0) == from_mlm
+
+
 def test_retriever_to_start_from_is_missing(toy, tmp_path):
   refused(lambda: pretrain.first_index(toy.config(realm__init=str(tmp_path / "nothing"))), "no snapshot in", "run realm_tf.pretrain_ict first")
   config = toy.config()
