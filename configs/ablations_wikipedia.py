@@ -3,7 +3,7 @@
     python -m benchmarks.ablations --config=configs/ablations_wikipedia.py --config.data_dir=DATA --seeds=0
 
 DATA holds wikipedia_2014/ (WikiExtractor's output) and qa/ (passages and questions as jsonl). Models of 2 layers x 128; four
-pre-trainings of 300 steps and seven fine-tunings of 300 for each seed.
+pre-trainings of 300 steps and seven fine-tunings of 100 for each seed.
 """
 
 from configs import ablations
@@ -26,10 +26,10 @@ def get_config():
   c.retriever.update(projection_dim=128, query_length=32, passage_length=64)
   c.reader.length = 96
   c.mlm.update(steps=2000, pretraining_every=1_000_000)  # own passages only: it is to learn to copy from them
-  c.ict.update(from_mlm=False, steps=100)  # from the masked LM, 500 steps find less than 20 from fresh weights
+  c.ict.update(from_mlm=False, steps=500, checkpoint_every=100)  # from the masked LM it learns far more slowly on real text
   c.realm.update(steps=300, checkpoint_every=100)
   c.realm.retriever_learning_rate_ratio = 0.1
-  c.finetune.update(steps=300, checkpoint_every=150, reader_length=96)
+  c.finetune.update(steps=100, checkpoint_every=50, reader_length=96)
   c.finetune.questions = run + "/questions.train.jsonl"
   c.evaluate.questions = run + "/questions.test.jsonl"
   return c
