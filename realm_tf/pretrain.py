@@ -276,6 +276,7 @@ def pretrain(config, workdir: str) -> str:
   section, roots = config.realm, {name: os.path.join(workdir, name) for name in ("snapshots", "indexes")}
   with settings.scope(config):
     retriever = snapshots.load_retriever(warm)
+    check_warm_up(warm, retriever, first.retriever, config.realm.init)
     model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
     optimizer = training.bert_optimizer(
         learning_rate=section.learning_rate, steps=section.steps, slow=retriever.trainable_variables,
@@ -303,6 +304,13 @@ def pretrain(config, workdir: str) -> str:
     last = refreshing.publish()
   make_index(config, snapshots_root=roots["snapshots"], indexes=roots["indexes"])
   return last
+
+
+def check_warm_up(folder: str, retriever: Retriever, wanted: Retriever, init: str) -> None:
+  if not all(map(np.array_equal, retriever.get_weights(), wanted.get_weights())):
+    raise artifacts.ArtifactError(
+        f"{folder!r} was warmed up with another retriever than {init!r} holds now: this workdir's run started from that one. Give "
+        "another workdir, or realm.init as it was.")
 
 
 def check_corpus(config, table: passages.PassageTable) -> None:

@@ -239,6 +239,15 @@ def test_a_retriever_starts_from_the_masked_lm_or_from_fresh_weights(toy, tmp_pa
     assert (gap == 0) == from_mlm
 
 
+def test_a_workdir_that_was_warmed_up_with_another_retriever(run, toy, monkeypatch):
+  config = toy.config(spans=toy.config().knowledge_spans)
+  first = pretrain.first_index(config)
+  other = dataclasses.replace(first, retriever=settings.new_retriever(config, settings.tokenizer(config.passages)))
+  monkeypatch.setattr(pretrain, "first_index", lambda config: other)
+  refused(lambda: pretrain.pretrain(config, run.workdir), "warmup/snapshots/00000002' was warmed up with another retriever than",
+          "Give another workdir")
+
+
 def test_retriever_to_start_from_is_missing(toy, tmp_path):
   refused(lambda: pretrain.first_index(toy.config(realm__init=str(tmp_path / "nothing"))), "no snapshot in", "run realm_tf.pretrain_ict first")
   config = toy.config()
