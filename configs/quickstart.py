@@ -61,7 +61,7 @@ def get_config():
       log_every=100, checkpoint_every=400)
   c.ict = dict(
       workdir=run + "/ict", steps=50, batch_size=64, learning_rate=1e-3,
-      from_mlm=True,  # start from the masked-LM warm start, where there is one; else from fresh weights
+      from_mlm=True,  # start from the masked-LM warm start, where there is one; False: from fresh or published weights
       query_length=c.retriever.get_oneway_ref("query_length"),
       removal_rate=0.9,  # how often the query sentence is taken out of its passage
       log_every=50, checkpoint_every=50)

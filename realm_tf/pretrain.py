@@ -307,7 +307,8 @@ def pretrain(config, workdir: str) -> str:
 
 
 def check_warm_up(folder: str, retriever: Retriever, wanted: Retriever, init: str) -> None:
-  if not all(map(np.array_equal, retriever.get_weights(), wanted.get_weights())):
+  got, weights = retriever.get_weights(), wanted.get_weights()
+  if len(got) != len(weights) or not all(map(np.array_equal, got, weights)):
     raise artifacts.ArtifactError(
         f"{folder!r} was warmed up with another retriever than {init!r} holds now: this workdir's run started from that one. Give "
         "another workdir, or realm.init as it was.")

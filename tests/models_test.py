@@ -302,7 +302,8 @@ def bert_by_hand(tensors: dict[str, np.ndarray], ids: np.ndarray, segments: np.n
 
 def config_with(preset: str, *, passage_length: int = 20, reader_length: int = 20) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(dict(
-      encoder=dict(preset=preset, dropout=0.0, init_std=0.1), mlm=dict(steps=0), ict=dict(from_mlm=True), num_devices=1, mixed_precision=False,
+      encoder=dict(preset=preset, dropout=0.0, init_std=0.1), mlm=dict(steps=0), ict=dict(from_mlm=True),
+      num_devices=1, mixed_precision=False,
       retriever=dict(projection_dim=8, query_length=12, passage_length=passage_length), reader=dict(length=reader_length, max_masks=3)))
 
 
