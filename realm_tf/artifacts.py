@@ -15,19 +15,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from realm_tf.errors import ArtifactError, UserError  # noqa: F401
+
 gfile = tf.io.gfile
 
 FORMAT_VERSION = 1
 INFO = "info.json"
 COMPLETE = "COMPLETE"
-
-
-class UserError(ValueError):
-  """A mistake that the person at the keyboard can mend; commands print it as one line, without a traceback."""
-
-
-class ArtifactError(UserError):
-  """A folder is missing, incomplete, of another kind, or does not belong with the others it is used with."""
 
 
 @dataclasses.dataclass

@@ -11,7 +11,8 @@ import numpy as np
 
 from realm_tf import artifacts, examples, passages, settings, snapshots, training
 from realm_tf.models.masked_reader import MaskedReader
-from realm_tf.pretrain import RealmModel
+from realm_tf.models.realm import RealmModel
+from realm_tf.optimizer import bert_optimizer
 from realm_tf.questions import Question
 from realm_tf.tokenization import Tokenizer
 
@@ -44,7 +45,7 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
   with settings.scope(config):
     reader = snapshots.load_model(snapshot, "reader")
     model = RealmModel(None, reader)
-    optimizer = training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+    optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
   ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
   answers = [tokenizer(row.answers[:1]).to_list()[0][:reader.max_masks] for row in rows]
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
-import tensorflow as tf
 
-from realm_tf import artifacts
+from realm_tf import errors
+
+if keras.backend.backend() == "tensorflow":
+  import tensorflow as tf
 
 
 class Gathered(NamedTuple):
@@ -39,15 +41,17 @@ def on(num: int, *, mixed_precision: bool = False) -> Iterator[None]:
 
 
 @functools.cache  # parts of a model must come from one
-def _strategy(num: int) -> tf.distribute.Strategy:
+def _strategy(num: int):
   found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
   if len(found) < num:
-    raise artifacts.UserError(f"num_devices is {num}, this machine has {len(found)}: {', '.join(device.name for device in found)}.")
+    raise errors.UserError(f"num_devices is {num}, this machine has {len(found)}: {', '.join(device.name for device in found)}.")
   return tf.distribute.MirroredStrategy([device.name for device in found[:num]])
 
 
 def count() -> int:
   """How many devices share the batch that is being computed on."""
+  if keras.backend.backend() != "tensorflow":
+    return 1
   replica = tf.distribute.get_replica_context()
   return replica.num_replicas_in_sync if replica else 1
 

@@ -19,7 +19,7 @@ from absl import flags
 from realm_tf import (
     artifacts, bm25, closed_book, examples, index, metrics, passages, progress, questions, retrieval, settings, snapshots)
 from realm_tf.finetune import OpenQaModel, QaExamples
-from realm_tf.pretrain import RealmModel
+from realm_tf.models.realm import RealmModel
 from realm_tf.questions import Question
 
 RECALL_AT = (1, 5, 10, 20, 50, 100, 500, 1000, 5000)

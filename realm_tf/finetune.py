@@ -21,6 +21,7 @@ from realm_tf import (
     snapshots, training)
 from realm_tf.models import span_reader
 from realm_tf.models.retriever import Retriever
+from realm_tf.optimizer import bert_optimizer
 
 _NEVER = -1e9  # score of a place in the beam that the searcher left empty
 
@@ -316,7 +317,7 @@ def finetune_both_towers(config, workdir: str, data: QaExamples, base: str) -> s
 def _train(config, workdir: str, model: OpenQaModel, data: Callable[[], QaExamples], *, slow, **what) -> None:
   section = config.finetune
   with model.distribute_strategy.scope():
-    optimizer = training.bert_optimizer(
+    optimizer = bert_optimizer(
         learning_rate=section.learning_rate, steps=section.steps, slow=slow, slow_factor=section.retriever_learning_rate_ratio)
   training.train(
       model, lambda step: data().batch(step, batch_size=section.batch_size, seed=config.seed + 3), workdir=workdir,

@@ -23,6 +23,7 @@ from seqeval.scheme import IOB2
 from realm_tf import artifacts, conll, examples, salient_spans, settings, span_tagger, training
 from realm_tf.conll import ConllError, Document, Sentence, Span
 from realm_tf.models.tagger import NUM_BOUNDS, Tagger
+from realm_tf.optimizer import bert_optimizer
 from realm_tf.tokenization import Tokenizer
 
 MERGED = "any"  # the one type of names whose types do not count: REALM masks them all alike
@@ -216,7 +217,7 @@ def train_tagger(config, workdir: str) -> str:
   training.train(
       TaggerModel(tagger), lambda step: data.batch(step, batch_size=section.batch_size, seed=config.seed), workdir=workdir,
       steps=section.steps, log_every=section.log_every, checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
-      jit_compile=config.jit_compile, optimizer=training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
+      jit_compile=config.jit_compile, optimizer=bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
 
   exported = span_tagger.SpanTagger(tagger, tokenizer, types=types, length=section.length)
   scores = score_held_out(exported, held_out)

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from beam_jobs import embed_passages, make_passages
 from realm_tf import (
-    artifacts, evaluate, examples, explain, explanations, finetune, losses, passages, pretrain, retrieval, snapshots)
+    artifacts, evaluate, examples, explain, explanations, finetune, losses, passages, retrieval, snapshots)
+from realm_tf.models.realm import RealmModel
 from realm_tf.questions import Question
 from realm_tf.tokenization import MASK
 from tests.conftest import eagerly
@@ -99,7 +100,7 @@ def test_numbers_are_the_trainers_own(toy, system):
   queries = examples.mask_spans([np.array(row.ids)], [start], [end], [row.passage], tokenizer=tokenizer, max_masks=5)
   query_ids = examples.pack_queries(queries.ids.tensor(), tokenizer=tokenizer, length=24).numpy()
   numbers = retrieval.candidates(indexed, query_ids, num=32, own_passages=queries.own_passages, null=True)
-  model = pretrain.RealmModel(system.retriever, system.reader)
+  model = RealmModel(system.retriever, system.reader)
   outputs = model.predict_on_batch(examples.realm_batch(queries, query_ids, numbers, table, tokenizer=tokenizer, **lengths))
   wanted = losses.marginal_masked_lm(outputs["token_log_probs"], outputs["scores"], queries.target_mask)
 

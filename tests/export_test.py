@@ -16,7 +16,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from beam_jobs import embed_passages, make_passages
-from realm_tf import artifacts, evaluate, examples, finetune, passages, questions, settings, snapshots
+from realm_tf import artifacts, evaluate, examples, finetune, questions, settings, snapshots
 from realm_tf.questions import Question
 from serving import export, graph, signatures
 from tests.processes import REPOSITORY

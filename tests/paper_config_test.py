@@ -7,8 +7,11 @@ import pytest
 
 from beam_jobs import annotate_spans, make_passages
 from configs import paper
-from realm_tf import examples, finetune, passages, pretrain, pretrain_ict, questions, retrieval, settings, training
+from realm_tf import examples, finetune, passages, pretrain, questions, retrieval, settings, training
+from realm_tf.models.ict import IctModel
+from realm_tf.models.realm import RealmModel
 from realm_tf.models.span_reader import SpanReader
+from realm_tf.optimizer import bert_optimizer
 from realm_tf.tokenization import SPECIAL
 from tests.conftest import eagerly
 
@@ -64,7 +67,7 @@ def test_values_of_the_paper():
 
 def step(model, batch, tmp_path, section) -> float:
   """The loss of one training step."""
-  optimizer = training.bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+  optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
   with eagerly():
     training.train(model, lambda _: batch, workdir=str(tmp_path), steps=1, log_every=1, checkpoint_every=2,
                    batch_size=len(batch["query_ids"]), optimizer=optimizer)
@@ -81,7 +84,7 @@ def test_one_step_of_ict(config, tmp_path):
   data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length, passage_length=288)
   batch = data.batch(0, batch_size=2, seed=0)
   assert batch["query_ids"].shape == (2, 64) and batch["passage_ids"].shape == (2, 288)
-  assert np.isfinite(step(pretrain_ict.IctModel(retriever), batch, tmp_path, config.ict))
+  assert np.isfinite(step(IctModel(retriever), batch, tmp_path, config.ict))
 
 
 @pytest.mark.timeout(900)
@@ -102,7 +105,7 @@ def test_one_step_of_realm_and_of_fine_tuning(config, tmp_path):
   config.realm.update(batch_size=1, num_candidates=2)  # 8 and the rest take minutes on two cores
   batch = pretrain.Batches(config, table, tokenizer).realm(0, indexed=Exact())
   assert batch["passage_ids"].shape == (1, 2, 288) and batch["reader_ids"].shape == (1, 2, 384) and batch["targets"].shape == (1, 10)
-  model = pretrain.RealmModel(retriever, reader)
+  model = RealmModel(retriever, reader)
   assert np.isfinite(step(model, batch, tmp_path / "realm", config.realm))
 
   f = config.finetune

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from realm_tf import examples, passages, pretrain, settings
+from realm_tf import examples, passages, settings
+from realm_tf.models.realm import RealmModel
 
 LENGTHS = dict(query_length=24, passage_length=44)
 READER_LENGTH = 64
@@ -75,7 +76,7 @@ def loss_of(model, batch):
 def test_loss_is_the_sum_over_all_passages(parts, exact, per_token):
   retriever, reader, batch, table = parts
   scores, log_probs, prior = exact
-  model = pretrain.RealmModel(retriever, reader, per_token=per_token)
+  model = RealmModel(retriever, reader, per_token=per_token)
   loss, outputs = loss_of(model, batch)
   wanted = nll(log_probs, prior, batch["target_mask"], per_token=per_token)
   other = nll(log_probs, prior, batch["target_mask"], per_token=not per_token)
@@ -99,7 +100,7 @@ def test_gradients_are_those_of_the_sum(parts, exact):
   likelihood = np.exp((log_probs * batch["target_mask"][:, None]).sum(-1))  # [B, C]
   marginal = (likelihood * prior).sum(-1, keepdims=True)
   r = (likelihood / marginal - 1) * prior
-  model = pretrain.RealmModel(retriever, reader)
+  model = RealmModel(retriever, reader)
   with tf.GradientTape(persistent=True) as tape:
     loss, outputs = loss_of(model, batch)
     scores = outputs["scores"]
@@ -119,7 +120,7 @@ def test_null_passage_switch(parts, exact):
   """Without the null passage the sum goes over the others alone, and retrieval utility is not reported."""
   retriever, reader, batch, _ = parts
   _, log_probs, prior = exact
-  model = pretrain.RealmModel(retriever, reader, null=False)
+  model = RealmModel(retriever, reader, null=False)
   names = ("passage_ids", "passage_segments", "reader_ids", "reader_segments")
   loss, _ = loss_of(model, {**batch, **{name: batch[name][:, 1:] for name in names}})
   without = prior[:, 1:] / prior[:, 1:].sum(-1, keepdims=True)
@@ -128,7 +129,7 @@ def test_null_passage_switch(parts, exact):
   np.testing.assert_allclose(float(loss), wanted, rtol=1e-5)
   utility = model.means["retrieval_utility"]
   assert float(utility.result()) == 0 and float(model.means["loss"].result()) == pytest.approx(wanted, rel=1e-5)
-  with_null = pretrain.RealmModel(retriever, reader)
+  with_null = RealmModel(retriever, reader)
   loss_of(with_null, batch)
   given = (log_probs * batch["target_mask"][:, None]).sum(-1)
   by_utility = np.mean(np.log((np.exp(given) * prior).sum(-1)) - given[:, 0])
@@ -141,7 +142,7 @@ def test_towers_train_together_or_apart(toy, parts, shared):
   _, reader, batch, _ = parts
   config = toy.config(retriever__shared=shared)
   retriever = settings.new_retriever(config, settings.tokenizer(config.passages))
-  model = pretrain.RealmModel(retriever, reader)
+  model = RealmModel(retriever, reader)
   with tf.GradientTape() as tape:
     loss, _ = loss_of(model, batch)
   gradients = tape.gradient(loss, [retriever.query_tower.projection.kernel.value, retriever.passage_tower.projection.kernel.value])

@@ -13,7 +13,8 @@ import pytest
 from keras import ops
 
 from realm_tf import artifacts, examples, passages, progress, settings, snapshots, training
-from realm_tf.pretrain_ict import IctModel
+from realm_tf.models.ict import IctModel
+from realm_tf.optimizer import LinearWarmupDecay, bert_optimizer
 from tests.processes import REPOSITORY, wait_until
 
 # --------------------------------------------------------------------------------------------------------- optimizer
@@ -26,14 +27,14 @@ def rate_by_hand(step: int, *, peak: float, steps: int, warmup: int) -> float:
 
 @pytest.mark.parametrize("steps, warmup", [(5, 1), (40, 4), (990, 99), (1000, 100), (1500, 150), (200_000, 10_000)])
 def test_schedule(steps, warmup):
-  schedule = training.bert_optimizer(learning_rate=3e-3, steps=steps)._learning_rate
+  schedule = bert_optimizer(learning_rate=3e-3, steps=steps)._learning_rate
   at = sorted({1, 2, warmup - 1, warmup, warmup + 1, steps // 2, steps - 1, steps} - {0})
   got = [float(schedule(step - 1)) for step in at]
   wanted = [rate_by_hand(step, peak=3e-3, steps=steps, warmup=warmup) for step in at]
   print(dict(zip(at, got)))
   np.testing.assert_allclose(got, wanted, rtol=1e-4)
   assert max(got) == pytest.approx(3e-3) and float(schedule(0)) > 0 and float(schedule(steps)) == 0 == float(schedule(steps + 5))
-  again = training.LinearWarmupDecay(**schedule.get_config())
+  again = LinearWarmupDecay(**schedule.get_config())
   assert float(again(1)) == float(schedule(1))
 
 
@@ -43,7 +44,7 @@ def test_adamw_against_numpy():
   variables = [keras.Variable(rng.normal(size=shape), name=name, dtype="float32")
                for name, shape in (("kernel", (3, 2)), ("bias", (2,)), ("embeddings", (4, 2)), ("gamma", (2,)), ("beta", (2,)))]
   slow = [variables[1], variables[2]]
-  optimizer = training.bert_optimizer(learning_rate=0.1, steps=40, slow=slow, slow_factor=0.25)
+  optimizer = bert_optimizer(learning_rate=0.1, steps=40, slow=slow, slow_factor=0.25)
   values = [np.array(variable, np.float64) for variable in variables]
   first, second = [np.zeros_like(value) for value in values], [np.zeros_like(value) for value in values]
   optimizer.build(variables)
@@ -68,7 +69,7 @@ def test_adamw_against_numpy():
 
 def test_one_step_moves_slow_variables_by_the_factor():
   fast, slow = (keras.Variable(np.zeros(3, np.float32), name="bias") for _ in range(2))
-  optimizer = training.bert_optimizer(learning_rate=0.1, steps=40, slow=[slow], slow_factor=0.3)
+  optimizer = bert_optimizer(learning_rate=0.1, steps=40, slow=[slow], slow_factor=0.3)
   optimizer.build([fast, slow])
   optimizer.apply([ops.convert_to_tensor(np.array([0.1, -0.2, 0.3], np.float32))] * 2)
   print(np.array(fast), np.array(slow))
@@ -98,7 +99,7 @@ def train_line(workdir, batches, *, model: keras.Model | None = None, steps: int
   model = model or Line()
   training.train(
       model, batches, workdir=str(workdir), steps=steps, log_every=log_every, checkpoint_every=checkpoint_every,
-      optimizer=training.bert_optimizer(learning_rate=0.1, steps=steps), batch_size=3, **more)
+      optimizer=bert_optimizer(learning_rate=0.1, steps=steps), batch_size=3, **more)
   return model
 
 
@@ -159,7 +160,7 @@ def ict_run(toy, workdir: str, stop_at: int | None = None):
   batches = lambda step: data.batch(step, batch_size=4, seed=0)
   training.train(
       IctModel(retriever), batches if stop_at is None else stopping_at(stop_at, batches), workdir=workdir, steps=8, log_every=2,
-      checkpoint_every=4, batch_size=4, optimizer=training.bert_optimizer(learning_rate=1e-2, steps=8))
+      checkpoint_every=4, batch_size=4, optimizer=bert_optimizer(learning_rate=1e-2, steps=8))
   return retriever
 
 

@@ -7,7 +7,7 @@ import keras_hub
 import numpy as np
 from keras import ops
 
-from realm_tf import artifacts
+from realm_tf import errors
 
 _PUBLISHED_STD = 0.02  # of every BERT kernel and embedding
 _SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "dropout")
@@ -17,7 +17,7 @@ _ACTIVATIONS = {  # of the feed-forward layers
 }
 
 
-class EncoderError(artifacts.UserError):
+class EncoderError(errors.UserError):
   """An encoder that does not fit the vocabulary or the lengths it is asked for."""
 
 

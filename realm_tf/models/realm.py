@@ -1,0 +1,69 @@
+"""REALM: retriever and reader together, p(y|x) = Σ_z p(y|z,x) p(z|x). REALM, section 3.1."""
+
+import keras
+from keras import ops
+
+from realm_tf import devices, losses
+from realm_tf.models.masked_reader import MaskedReader, target_log_probs
+from realm_tf.models.retriever import Retriever
+
+
+class RealmModel(keras.Model):
+  """p(y|x) = Σ_z p(y|z,x) p(z|x) over the candidates of each query.
+
+  Args:
+    retriever: scores the candidates; None reads a single candidate (the reader's warm-up).
+    reader: predicts the masked word pieces.
+    per_token: marginalise each masked word piece by itself, as the released code does.
+    null: the first candidate is the null passage.
+  """
+
+  def __init__(self, retriever: Retriever | None, reader: MaskedReader, *, per_token: bool = False, null: bool = True):
+    super().__init__(name="realm")
+    self.retriever, self.reader, self.per_token, self.null = retriever, reader, per_token, null
+    names = ("loss",) if retriever is None else ("loss", "retrieval_utility", "prior_entropy", "null_prior")
+    self.means = {name: keras.metrics.Mean(name) for name in names}
+    self.built = True  # its weights are the retriever's and the reader's
+
+  def call(self, inputs, training=False):
+    """Scores and log-likelihoods of all candidates.
+
+    Args:
+      inputs: query_ids [B, Lq]; passage_ids, passage_segments [B, C, Lp]; reader_ids, reader_segments [B, C, L];
+        mask_positions, targets [B, M]. All int32.
+
+    Returns:
+      scores [B, C], token_log_probs [B, C, M].
+    """
+    reader_ids = inputs["reader_ids"]
+    num, count = reader_ids.shape[1], ops.shape(reader_ids)[0]
+    flat = lambda x: ops.reshape(x, (-1, x.shape[-1]))  # [B, C, L] → [B * C, L]
+    logits = self.reader({
+        "token_ids": flat(reader_ids), "segment_ids": flat(inputs["reader_segments"]),
+        "mask_positions": ops.repeat(inputs["mask_positions"], num, axis=0)}, training=training)  # [B * C, M, V]
+    token_log_probs = target_log_probs(logits, ops.repeat(inputs["targets"], num, axis=0))
+    token_log_probs = ops.reshape(token_log_probs, (count, num, -1))  # [B, C, M]
+    if self.retriever is None:
+      return {"scores": ops.zeros((count, num)), "token_log_probs": token_log_probs}
+    queries = self.retriever.embed_queries(inputs["query_ids"], training=training)  # [B, D]
+    vectors = self.retriever.embed_passages(
+        flat(inputs["passage_ids"]), flat(inputs["passage_segments"]), training=training)
+    vectors = ops.reshape(vectors, (count, num, -1))  # [B, C, D]
+    return {"scores": ops.einsum("bd,bcd->bc", queries, vectors), "token_log_probs": token_log_probs}
+
+  def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    result = losses.marginal_masked_lm(y_pred["token_log_probs"], y_pred["scores"], x["target_mask"], per_token=self.per_token)
+    loss = ops.mean(result.loss)
+    self.means["loss"].update_state(loss)
+    if self.retriever is not None:
+      prior = ops.exp(result.log_prior)
+      self.means["prior_entropy"].update_state(-ops.sum(prior * result.log_prior, axis=-1))
+      if self.null:
+        marginal = ops.logsumexp(result.log_likelihoods + result.log_prior, axis=-1)
+        self.means["retrieval_utility"].update_state(marginal - result.log_likelihoods[:, 0])
+        self.means["null_prior"].update_state(prior[:, 0])
+    return loss / devices.count()
+
+  @property
+  def metrics(self):
+    return list(self.means.values())
