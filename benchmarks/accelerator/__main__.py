@@ -64,6 +64,7 @@ def train(values: dict) -> None:
 
   if keras.backend.backend() != "jax":
     sys.exit(f"Keras' backend is {keras.backend.backend()}; set KERAS_BACKEND=jax.")
+  keras.config.disable_flash_attention()  # cuDNN's wants a mask for every query position, and each layer would try it and fail
   data = Packed.load(values["data"])
   plans, sizes = experiment.plans(), experiment.Sizes()
   for setting in values["set"]:

@@ -257,7 +257,7 @@ def candidates(corpus: Corpus, key, drawn: Clozes, scores, num: int, *, holders:
   """
   keys = jax.random.split(key)
   given = draw_holders(corpus, keys[0], drawn, holders)
-  given = jnp.where(jax.random.uniform(keys[1], given.shape) < share, given, NONE)
+  given = jnp.sort(jnp.where(jax.random.uniform(keys[1], given.shape) < share, given, NONE))  # NONE first
   row, null = jnp.arange(len(drawn.own))[:, None], len(corpus.rows) - 1
   taken = jnp.concatenate([drawn.own[:, None], given], axis=1)
   scores = jnp.pad(scores, [[0, 0], [0, 1]]).at[row, jnp.where(taken == NONE, null, taken)].set(-jnp.inf).at[:, null].set(-jnp.inf)

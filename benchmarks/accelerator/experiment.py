@@ -50,7 +50,7 @@ class Sizes:
   max_masks: int = 8
   candidates: int = 16
   holders: int = 2
-  refresh_every: int = 200
+  refresh_every: int = 100
   retriever_rate: float = 0.3
   embed_chunk: int = 2048
 
@@ -59,11 +59,11 @@ def plans() -> dict[str, dict[str, Stage]]:
   """Stages of each start, for ten minutes of an H100."""
   return {
       "scratch": {
-          "ict": Stage(1000, 1024, 5e-4), "spans": Stage(1000, 1024, 5e-4), "warmup": Stage(2000, 512, 1e-3),
+          "ict": Stage(1000, 1024, 5e-4), "spans": Stage(1000, 1024, 5e-4), "warmup": Stage(3000, 512, 1e-3),
           "realm": Stage(600, 64, 3e-4), "realm_from_ict": Stage(600, 64, 3e-4)},
       PUBLISHED: {
-          "ict": Stage(0, 512, 5e-5), "spans": Stage(200, 512, 5e-5), "warmup": Stage(600, 256, 3e-4),
-          "realm": Stage(300, 64, 5e-5), "realm_from_ict": Stage(0, 64, 5e-5)},
+          "ict": Stage(0, 512, 1e-5), "spans": Stage(100, 512, 1e-5), "warmup": Stage(1200, 256, 3e-4),
+          "realm": Stage(0, 32, 5e-5), "realm_from_ict": Stage(300, 32, 5e-5)},
   }
 
 
@@ -88,7 +88,8 @@ class Experiment:
                                  cls=facts["cls"], sep=facts["sep"], mask=facts["mask"])
     self.corpus, self.questions = batches.put(data, self.layout), batches.questions(data, self.layout)
     keras.utils.set_random_seed(seed)
-    with devices.on(1, mixed_precision=True):
+    # Layers are built by calls outside of jit: the CPU compiles these many small operations faster.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]), devices.on(1, mixed_precision=True):
       self.retriever, self.reader = self._models()
     self.index = Index(self.retriever.query_tower, self.corpus, self.layout, chunk=min(sizes.embed_chunk, len(data.text_counts)))
 
@@ -106,9 +107,10 @@ class Experiment:
     for bert in (retriever.query_tower.encoder, reader.encoder):
       if not published:
         encoder.rescale_fresh(bert, 0.02)
-      for weight in bert.weights if published else ():
-        if weight.path in self.data.encoder:
-          weight.assign(self.data.encoder[weight.path].astype(np.float32))
+      else:
+        places = {weight.path: weight for weight in bert.weights}
+        for path, value in self.data.encoder.items():
+          places[path].assign(value)
     return retriever, reader
 
   # ------------------------------------------------------------------------------------------------------------ stages

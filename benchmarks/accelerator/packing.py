@@ -36,8 +36,11 @@ def pack(run: str, question_files: Sequence[str], output: str, *, length: int, m
   table, tokenizer = passages.load(folder), settings.tokenizer(folder)
   if tokenizer.size > 1 << 16:
     raise artifacts.UserError(f"the vocabulary has {tokenizer.size} word pieces; 16 bits hold {1 << 16}.")
+  spans = os.path.join(run, "spans")
+  if artifacts.read_info(spans, kind=examples.SPANS_KIND)["inputs"]["passages"]["fingerprint"] != table.fingerprint:
+    raise artifacts.ArtifactError(f"{spans!r} was not made from {folder!r}; run beam_jobs.annotate_spans on these passages.")
   corpus = _corpus(table, length=length)
-  clozes = _clozes(os.path.join(run, "spans"), table, corpus, max_clozes=max_clozes, room=query_length - 2, max_masks=max_masks, seed=seed)
+  clozes = _clozes(spans, table, corpus, max_clozes=max_clozes, room=query_length - 2, max_masks=max_masks, seed=seed)
   architecture, weights = _encoder(encoder)
   if encoder and architecture["vocabulary_size"] != tokenizer.size:
     raise artifacts.UserError(
@@ -104,6 +107,8 @@ def _clozes(folder: str, table: PassageTable, corpus: dict, *, max_clozes: int, 
   sentences, spans, words = ([column[i] for i in keep] for column in (sentences, spans, words))
   holders = holders_of({text for row in words for text in row if text}, table.texts, most=MAX_HOLDERS + 2)
   useful = {text: i for i, text in enumerate(sorted(text for text, held in holders.items() if 2 <= len(held) <= MAX_HOLDERS + 1))}
+  if not useful:
+    raise artifacts.UserError(f"no span of {folder!r} stands in 1 to {MAX_HOLDERS} other passages; annotate more passages.")
   held = [holders[text] for text in useful]
   pairs = [pair for row in spans for pair in row]
   return {
@@ -186,5 +191,5 @@ def _encoder(path: str) -> tuple[dict, dict[str, np.ndarray]]:
   if not path:
     return {}, {}
   bert = published.load_bert(path).model
-  weights = {weight.path: np.asarray(weight, np.float16) for weight in bert.encoder.weights if "pooled_dense" not in weight.path}
+  weights = {weight.path: np.asarray(weight, np.float32) for weight in bert.encoder.weights if "pooled_dense" not in weight.path}
   return dict(bert.get_config()["architecture"]), weights
