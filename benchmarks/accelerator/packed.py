@@ -1,4 +1,4 @@
-"""The packed data: a corpus, its clozes and questions in one small file that NumPy alone can read."""
+"""A corpus with its clozes and questions in one small file that NumPy alone can read."""
 
 import dataclasses
 import json
@@ -12,26 +12,36 @@ HALVES = ("dev", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """Everything that the stages need. N passages, S sentences, C clozes, P phrases, Q questions; rows of lists stand one after another.
+  """Everything that the stages need.
+
+  N passages, S sentences, C clozes, P phrases, Q questions. Rows of lists stand one after another.
 
   Attributes:
-    facts: vocabulary_size, the ids cls, sep and mask, length (of packed passages), and the names of the question sets.
-    title_ids, title_counts: word pieces of each different title, cut as in a packed passage; how many each has.
+    facts: vocabulary_size, the ids cls, sep and mask, length (of packed passages), and the names of
+      the question sets.
+    title_ids, title_counts: word pieces of each different title, cut as in a packed passage; how
+      many each has.
     passage_titles: [N] which title.
-    text_ids, text_counts: word pieces of each passage's text, cut as in a packed passage; how many each has.
-    sentence_starts, sentence_counts: first word piece of each sentence in its passage's text; how many each passage has.
+    text_ids, text_counts: word pieces of each passage's text, cut as in a packed passage; how many
+      each has.
+    sentence_starts, sentence_counts: first word piece of each sentence in its passage's text; how
+      many each passage has.
     cloze_sentences: [C] number of the sentence that the cloze is.
-    span_starts, span_ends, span_counts: word pieces [start, end) in the sentence of each salient span; how many each cloze has.
-    span_phrases: of each span, which phrase it is, if that is held by 1 to 20 other passages and does not stand in the title; else NONE.
+    span_starts, span_ends, span_counts: word pieces [start, end) in the sentence of each salient
+      span; how many each cloze has.
+    span_phrases: of each span, which phrase it is, if that is held by 1 to 20 other passages and
+      does not stand in the title; else NONE.
     phrase_passages, phrase_counts: the passages that hold each phrase, ascending; how many.
     question_ids, question_counts: word pieces of each question; how many.
     question_sets, question_halves: [Q] which of the sets; 0 dev, 1 test, by title.
     question_answers: [Q] which list of answers.
-    answer_passages, answer_counts: the passages that hold one of a list's answers, ascending; how many.
+    answer_passages, answer_counts: the passages that hold one of a list's answers, ascending; how
+      many.
     strict_passages, strict_counts: of each question, those of them that have its title; how many.
     bm25: [Q, 20] passages that BM25 finds, best first.
     architecture: of the published encoder; empty where there is none.
-    encoder: its weights by path, float32; matrices are rounded to bfloat16 in the file, as mixed precision reads them anyway.
+    encoder: its weights by path, float32; matrices are rounded to bfloat16 in the file, as mixed
+      precision reads them anyway.
   """
 
   facts: dict
@@ -63,11 +73,21 @@ class Packed:
   encoder: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def save(self, path: str) -> None:
-    """Writes one zip file, compressed by LZMA: a third smaller than what `np.savez_compressed` makes of word pieces."""
-    arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.type is np.ndarray}
-    arrays |= {f"encoder/{name}": _to_bfloat16(weight) if weight.ndim > 1 else weight for name, weight in self.encoder.items()}
-    header = {"facts": self.facts, "architecture": self.architecture,
-              "arrays": {name: [array.dtype.str, array.shape] for name, array in arrays.items()}}
+    """Writes one zip file, compressed by LZMA."""
+    arrays = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.type is np.ndarray
+    }
+    arrays |= {
+      f"encoder/{name}": _to_bfloat16(weight) if weight.ndim > 1 else weight
+      for name, weight in self.encoder.items()
+    }
+    header = {
+      "facts": self.facts,
+      "architecture": self.architecture,
+      "arrays": {name: [array.dtype.str, array.shape] for name, array in arrays.items()},
+    }
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
       file.writestr("header.json", json.dumps(header))
       for name, array in arrays.items():
@@ -78,10 +98,18 @@ class Packed:
     """Reads what `save` wrote."""
     with zipfile.ZipFile(path) as file:
       header = json.loads(file.read("header.json"))
-      arrays = {name: _from_planes(file.read(name), np.dtype(dtype)).reshape(shape)
-                for name, (dtype, shape) in header["arrays"].items()}
-    encoder = {name.removeprefix("encoder/"): _from_bfloat16(arrays.pop(name)) for name in list(arrays) if name.startswith("encoder/")}
-    return cls(facts=header["facts"], architecture=header["architecture"], encoder=encoder, **arrays)
+      arrays = {
+        name: _from_planes(file.read(name), np.dtype(dtype)).reshape(shape)
+        for name, (dtype, shape) in header["arrays"].items()
+      }
+    encoder = {
+      name.removeprefix("encoder/"): _from_bfloat16(arrays.pop(name))
+      for name in list(arrays)
+      if name.startswith("encoder/")
+    }
+    return cls(
+      facts=header["facts"], architecture=header["architecture"], encoder=encoder, **arrays
+    )
 
 
 def _planes(array: np.ndarray) -> np.ndarray:
@@ -95,7 +123,7 @@ def _from_planes(data: bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-  """The nearest bfloat16 numbers, as 16-bit integers; a third less when compressed than float16, whose lower bits are noise."""
+  """The nearest bfloat16 numbers, as 16-bit integers: they compress better than float16."""
   bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
   return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
