@@ -14,15 +14,18 @@ class IctLoss(NamedTuple):
   correct: object
 
 
-def in_batch_ict(queries, passages, first=0) -> IctLoss:
+def in_batch_ict(queries, passages, first=0, *, allowed=None) -> IctLoss:
   """Softmax cross entropy of each query's own passage among the batch's (ORQA, section 4).
 
   Args:
     queries: [B, D] float32.
     passages: [B', D] float32 of the whole batch; row `first + i` belongs to query i.
     first: [] int32, not 0 where the batch is spread over devices.
+    allowed: [B, B'] 0 where a passage must not count as wrong for a query; each own passage is 1. None allows all.
   """
   scores = ops.matmul(queries, ops.transpose(passages))  # [B, B']
+  if allowed is not None:
+    scores = scores + (1 - allowed) * _NEVER
   labels = ops.expand_dims(first + ops.arange(ops.shape(scores)[0]), -1)
   own = ops.squeeze(ops.take_along_axis(scores, labels, axis=1), -1)  # [B]
   loss = ops.logsumexp(scores, axis=1) - own

@@ -37,6 +37,17 @@ def test_in_batch_ict():
   assert 0 < correct.sum() < 6
 
 
+def test_in_batch_ict_leaves_out_what_is_not_allowed():
+  queries, passages, allowed = draw(0, 4, 5), draw(1, 4, 5), np.ones([4, 4], np.float32)
+  passages[3] = 3 * queries[1]  # would be taken for query 1's
+  allowed[1, 3] = allowed[0, 1] = 0
+  scores = np.where(allowed > 0, queries.astype(np.float64) @ passages.T, -np.inf)
+  got = losses.in_batch_ict(queries, passages, allowed=allowed)
+  close(got.loss, -np.log(np.diag(softmax(scores))), "loss among the allowed passages")
+  np.testing.assert_array_equal(keras.ops.convert_to_numpy(got.correct), np.diag(scores) == scores.max(1))
+  assert keras.ops.convert_to_numpy(losses.in_batch_ict(queries, passages).loss)[1] > got.loss[1] + 1, "passage 3 counted"
+
+
 def marginal_by_hand(token_log_probs, scores, target_mask, per_token):
   """Loss, p(y|z,x) and p(z|x) with nothing but sums and products of probabilities."""
   num_queries, num, masks = token_log_probs.shape

@@ -1,0 +1,1 @@
+"""All of REALM's pre-training on one accelerator: speed, memory and recall."""

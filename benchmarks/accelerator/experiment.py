@@ -1,0 +1,388 @@
+"""The stages one after another, and what is measured after each."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import keras
+import numpy as np
+
+from benchmarks.accelerator import batches, training
+from benchmarks.accelerator.packed import HALVES, Packed, firsts
+from benchmarks.accelerator.training import Index, Trainer
+from realm_tf import devices
+from realm_tf.models import encoder
+from realm_tf.models.masked_reader import MaskedReader
+from realm_tf.models.realm import RealmModel
+from realm_tf.models.retriever import Retriever
+
+RECALL_AT = (1, 5, 20)
+PUBLISHED = "published"
+
+
+@dataclasses.dataclass
+class Stage:
+  """One stage.
+
+  Attributes:
+    steps: 0 leaves it out.
+    batch_size: clozes or passages of a step.
+    learning_rate: at its peak.
+    secs: it stops there, whatever `steps` says.
+  """
+
+  steps: int
+  batch_size: int
+  learning_rate: float
+  secs: float = 120.0
+
+
+@dataclasses.dataclass
+class Sizes:
+  """Of a fresh encoder, of packed inputs and of REALM.
+
+  Attributes:
+    embed_chunk: passages embedded at once.
+    retriever_rate: the retriever's learning rate in REALM, as a multiple of the reader's.
+    holders: candidates that hold the masked span, given away less and less over REALM's first half.
+  """
+
+  layers: int = 4
+  hidden: int = 256
+  projection: int = 128
+  query_length: int = 64
+  reader_length: int = 160
+  max_masks: int = 8
+  candidates: int = 16
+  holders: int = 2
+  refresh_every: int = 100
+  retriever_rate: float = 0.3
+  embed_chunk: int = 2048
+
+
+def plans() -> dict[str, dict[str, Stage]]:
+  """Stages of each start, for ten minutes of an H100."""
+  return {
+    "scratch": {
+      "ict": Stage(1000, 1024, 5e-4),
+      "spans": Stage(1000, 1024, 5e-4),
+      "warmup": Stage(3000, 512, 1e-3),
+      "realm": Stage(600, 64, 3e-4),
+      "realm_from_ict": Stage(600, 64, 3e-4),
+    },
+    PUBLISHED: {
+      "ict": Stage(0, 512, 1e-5),
+      "spans": Stage(100, 512, 1e-5),
+      "warmup": Stage(1200, 256, 3e-4),
+      "realm": Stage(0, 32, 5e-5),
+      "realm_from_ict": Stage(300, 32, 5e-5),
+    },
+  }
+
+
+class Experiment:
+  """One start: a retriever and a reader, trained stage by stage.
+
+  Args:
+    start: "scratch" or "published".
+    data: packed.
+    sizes, stages: what to train.
+    seed: of weights and batches.
+    most_steps: of any stage, to try things out; schedules stay.
+    report: takes each row of results as it is there.
+  """
+
+  def __init__(
+    self,
+    start: str,
+    data: Packed,
+    *,
+    sizes: Sizes,
+    stages: Mapping[str, Stage],
+    seed: int,
+    most_steps: int | None,
+    report: Callable[[dict], None],
+  ):
+    self.start, self.data, self.sizes, self.stages, self.seed, self.report = (
+      start,
+      data,
+      sizes,
+      stages,
+      seed,
+      report,
+    )
+    self.most_steps = most_steps
+    facts = data.facts
+    self.layout = batches.Layout(
+      query=sizes.query_length,
+      passage=facts["length"],
+      reader=sizes.reader_length,
+      masks=sizes.max_masks,
+      cls=facts["cls"],
+      sep=facts["sep"],
+      mask=facts["mask"],
+    )
+    self.corpus, self.questions = (
+      batches.put(data, self.layout),
+      batches.questions(data, self.layout),
+    )
+    keras.utils.set_random_seed(seed)
+    # Layers are built by calls outside of jit: the CPU compiles these many small operations faster.
+    with (
+      jax.default_device(jax.local_devices(backend="cpu")[0]),
+      devices.on(1, mixed_precision=True),
+    ):
+      self.retriever, self.reader = self._models()
+    self.index = Index(
+      self.retriever.query_tower,
+      self.corpus,
+      self.layout,
+      chunk=min(sizes.embed_chunk, len(data.text_counts)),
+    )
+
+  def _models(self) -> tuple[Retriever, MaskedReader]:
+    sizes, published = self.sizes, self.start == PUBLISHED
+    architecture = (
+      self.data.architecture | {"dropout": 0.0}
+      if published
+      else {
+        "vocabulary_size": self.data.facts["vocabulary_size"],
+        "num_layers": sizes.layers,
+        "num_heads": max(1, sizes.hidden // 64),
+        "hidden_dim": sizes.hidden,
+        "intermediate_dim": 4 * sizes.hidden,
+        "max_sequence_length": max(self.layout.passage, self.layout.reader),
+        "dropout": 0.0,
+      }
+    )
+    dim = architecture["hidden_dim"] if published else sizes.projection
+    retriever = Retriever(
+      architecture=architecture,
+      projection_dim=dim,
+      query_length=self.layout.query,
+      passage_length=self.layout.passage,
+      pooling="mean",
+      dropout=0.0,
+      scale=(20 / dim) ** 0.5,
+    )  # f(x, z) starts as 20 times the cosine, as sentence encoders are trained
+    reader = MaskedReader(
+      architecture=architecture,
+      query_length=self.layout.query,
+      length=self.layout.reader,
+      max_masks=self.layout.masks,
+    )
+    for bert in (retriever.query_tower.encoder, reader.encoder):
+      if published:
+        places = {weight.path: weight for weight in bert.weights}
+        for path, value in self.data.encoder.items():
+          places[path].assign(value)
+      else:
+        encoder.rescale_fresh(bert, 0.02)
+    return retriever, reader
+
+  # ------------------------------------------------------------------------------------ stages
+
+  def run(self) -> None:
+    """All stages; those of no steps are passed over."""
+    self.evaluate("start", {})
+    self.in_batch("ict", batches.ict)
+    after_ict = self.retriever.get_weights()
+    self.in_batch("spans", batches.recurring_spans)
+    after_spans = self.retriever.get_weights()
+    self.warmup()
+    warm = self.reader.get_weights()
+    for name, weights in (("realm", after_spans), ("realm_from_ict", after_ict)):
+      if self.stages[name].steps:
+        self.retriever.set_weights(weights)
+        self.reader.set_weights(warm)
+        self.realm(name)
+
+  def in_batch(self, name: str, draw: Callable) -> None:
+    """ICT, or recurring spans."""
+    stage = self.stages[name]
+
+    def batch(corpus, key, number, extra):
+      return draw(corpus, key, stage.batch_size, self.layout)
+
+    architecture = self._architecture()
+    forward = sum(
+      training.encoder_operations(architecture, stage.batch_size, length)
+      for length in (self.layout.query, self.layout.passage)
+    )
+    self._train(
+      name, self.retriever, training.in_batch_loss(self.retriever), batch, operations=3 * forward
+    )
+
+  def warmup(self) -> None:
+    """The reader alone."""
+    stage, model, layout = self.stages["warmup"], RealmModel(None, self.reader), self.layout
+
+    def batch(corpus, key, number, extra):
+      return batches.warmup(corpus, key, stage.batch_size, layout), {}
+
+    self._train(
+      "warmup",
+      model,
+      training.realm_loss(model),
+      batch,
+      operations=3 * self._reading(stage.batch_size),
+      recall=False,
+    )
+
+  def realm(self, name: str) -> None:
+    """REALM with refreshes."""
+    stage, sizes, layout = self.stages[name], self.sizes, self.layout
+    tower = self.retriever.query_tower
+    model = RealmModel(self.retriever, self.reader)
+    batch = training.realm_batch(
+      tower,
+      layout,
+      batch_size=stage.batch_size,
+      candidates=sizes.candidates,
+      holders=sizes.holders,
+      steps=stage.steps,
+    )
+    number_of = {id(variable): at for at, variable in enumerate(model.trainable_variables)}
+    places = [number_of[id(variable)] for variable in tower.trainable_variables]
+
+    def refresh(trainable):
+      return self.index.snapshot([trainable[at] for at in places])
+
+    architecture, rows = self._architecture(), stage.batch_size * sizes.candidates
+    queries = training.encoder_operations(architecture, stage.batch_size, layout.query)
+    search = 2 * stage.batch_size * len(self.data.text_counts) * tower.projection.units
+    passages = training.encoder_operations(architecture, rows, layout.passage)
+    operations = 3 * (self._reading(rows) + passages + queries) + queries + search
+    self._train(
+      name,
+      model,
+      training.realm_loss(model),
+      batch,
+      operations=operations,
+      extra=self.index.snapshot(),
+      every=sizes.refresh_every,
+      refresh=refresh,
+      slow=self.retriever.trainable_variables,
+      slow_factor=sizes.retriever_rate,
+    )
+
+  def _train(
+    self,
+    name: str,
+    model: keras.Model,
+    loss: Callable,
+    batch: Callable,
+    *,
+    operations: float,
+    recall: bool = True,
+    extra=None,
+    every: int = 0,
+    refresh: Callable | None = None,
+    **rates,
+  ) -> None:
+    stage = self.stages[name]
+    if not stage.steps:
+      return
+    trainer = Trainer(
+      model,
+      loss,
+      batch,
+      corpus=self.corpus,
+      steps=stage.steps,
+      learning_rate=stage.learning_rate,
+      **rates,
+    )
+    trained = trainer.run(
+      min(stage.steps, self.most_steps or stage.steps),
+      seed=self.seed,
+      extra=extra,
+      secs=stage.secs,
+      every=every,
+      refresh=refresh,
+    )
+    rate, peak = trained.steps_per_sec, training.peak_operations()
+    row = {
+      "batch_size": stage.batch_size,
+      "learning_rate": stage.learning_rate,
+      "steps": trained.steps,
+      "planned_steps": stage.steps,
+      "compile_secs": round(trained.compile_secs, 1),
+      "secs": round(trained.secs, 1),
+      "examples_per_sec": round(rate * stage.batch_size, 1),
+      "teraflops": round(rate * operations / 1e12, 2),
+      "share_of_peak": peak and round(rate * operations / peak, 4),
+      "metrics": trained.metrics,
+    }
+    self.evaluate(name, row, recall=recall)
+
+  def _reading(self, rows: int) -> float:
+    architecture = self._architecture()
+    return training.encoder_operations(
+      architecture, rows, self.layout.reader
+    ) + training.head_operations(architecture, rows, self.layout.masks)
+
+  def _architecture(self) -> Mapping:
+    return self.reader.get_config()["architecture"]
+
+  # ------------------------------------------------------------------------------------------------
+  # -------- evaluation
+
+  def evaluate(self, name: str, row: dict, *, recall: bool = True) -> None:
+    """Reports a row; with zero-shot recall, if the retriever has changed."""
+    if recall:
+      started = time.monotonic()
+      snapshot = jax.block_until_ready(self.index.snapshot())
+      row["embed_secs"] = round(time.monotonic() - started, 2)
+      row["recall"] = score(self.data, self.index.search(snapshot, self.questions))
+    self.report(
+      {"start": self.start, "stage": name, **row, "peak_memory_gb": training.peak_memory_gb()}
+    )
+
+
+def score(data: Packed, found: np.ndarray) -> dict:
+  """recall@k in percent, by set of questions and half.
+
+  Returns:
+    "entity_questions/dev" → {"questions", "answer@1", .., "strict@20"}.
+
+  Args:
+    data: packed.
+    found: [Q, K] passages, best first.
+  """
+  answers, stricts = firsts(data.answer_counts), firsts(data.strict_counts)
+  right = np.zeros([2, *found.shape], bool)
+  for row, numbers in enumerate(found):
+    which = data.question_answers[row]
+    right[0, row] = np.isin(numbers, data.answer_passages[answers[which] : answers[which + 1]])
+    right[1, row] = np.isin(numbers, data.strict_passages[stricts[row] : stricts[row + 1]])
+  result = {}
+  for at, name in enumerate(data.facts["sets"]):
+    for half, half_name in enumerate(HALVES):
+      rows = (data.question_sets == at) & (data.question_halves == half)
+      if rows.any():
+        result[f"{name}/{half_name}"] = {"questions": int(rows.sum())} | {
+          f"{rule}@{k}": round(100 * float(hits[rows, :k].any(axis=1).mean()), 2)
+          for rule, hits in zip(("answer", "strict"), right, strict=True)
+          for k in RECALL_AT
+        }
+  return result
+
+
+class Report:
+  """Prints results and writes them after each row, so that a run that is stopped keeps what it had.
+
+  Args:
+    path: JSON to write.
+    facts: of the whole run.
+  """
+
+  def __init__(self, path: str, facts: Mapping):
+    self.path, self.facts, self.rows, self.started = path, dict(facts), [], time.monotonic()
+
+  def __call__(self, row: dict) -> None:
+    self.rows.append(row | {"at_secs": round(time.monotonic() - self.started, 1)})
+    with open(self.path, "w") as file:
+      json.dump(self.facts | {"rows": self.rows}, file, indent=1)
+    print(json.dumps(self.rows[-1]), flush=True)

@@ -1,0 +1,307 @@
+"""From passages, spans and questions to the packed data."""
+
+import collections
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from benchmarks.accelerator.packed import NONE, Packed, firsts
+from realm_tf import artifacts, bm25, examples, metrics, passages, published, settings
+from realm_tf.passages import PassageTable
+
+MAX_HOLDERS = 20  # of a phrase that is worth asking for, its own passage not counted
+_DEPTH = 20  # of BM25's list
+
+
+def pack(
+  run: str,
+  question_files: Sequence[str],
+  output: str,
+  *,
+  length: int,
+  max_clozes: int,
+  encoder: str,
+  query_length: int,
+  max_masks: int,
+  seed: int,
+) -> Packed:
+  """Packs a run's corpus and writes it.
+
+  Args:
+    run: folder with passages and spans.
+    question_files: jsonl with title; the file's name is the set's name.
+    output: path of the packed data.
+    length: of packed passages.
+    max_clozes: a sample of so many is kept.
+    encoder: folder of a published BERT whose weights come along, or "".
+    query_length: of packed queries; spans behind that are dropped.
+    max_masks: longer spans are dropped.
+    seed: of the sample.
+  """
+  folder = os.path.join(run, "passages")
+  table, tokenizer = passages.load(folder), settings.tokenizer(folder)
+  if tokenizer.size > 1 << 16:
+    raise artifacts.UserError(
+      f"the vocabulary has {tokenizer.size} word pieces; 16 bits hold {1 << 16}."
+    )
+  spans = os.path.join(run, "spans")
+  if (
+    artifacts.read_info(spans, kind=examples.SPANS_KIND)["inputs"]["passages"]["fingerprint"]
+    != table.fingerprint
+  ):
+    raise artifacts.ArtifactError(
+      f"{spans!r} was not made from {folder!r}; run beam_jobs.annotate_spans on these passages."
+    )
+  corpus = _corpus(table, length=length)
+  clozes = _clozes(
+    spans,
+    table,
+    corpus,
+    max_clozes=max_clozes,
+    room=query_length - 2,
+    max_masks=max_masks,
+    seed=seed,
+  )
+  architecture, weights = _encoder(encoder)
+  if encoder and architecture["vocabulary_size"] != tokenizer.size:
+    raise artifacts.UserError(
+      f"{encoder!r} has {architecture['vocabulary_size']} word pieces, the "
+      f"passages were made with {tokenizer.size}; make them with its vocab.txt."
+    )
+  result = Packed(
+    facts={
+      "vocabulary_size": tokenizer.size,
+      "cls": tokenizer.cls_id,
+      "sep": tokenizer.sep_id,
+      "mask": tokenizer.mask_id,
+      "length": length,
+      "sets": [os.path.basename(path).split(".")[0] for path in question_files],
+    },
+    **corpus,
+    **clozes,
+    **_questions(question_files, table, tokenizer),
+    architecture=architecture,
+    encoder=weights,
+  )
+  result.save(output)
+  return result
+
+
+def _corpus(table: PassageTable, *, length: int) -> dict[str, np.ndarray]:
+  """Titles, texts and sentences, cut as `examples.pack_passages` does."""
+  numbers, titles, title_of, texts, starts, counts = {}, [], [], [], [], []
+  for number, title in enumerate(table.titles):
+    if title not in numbers:
+      numbers[title] = len(numbers)
+      titles.append(table.title_ids[number][: (length - 3) // 2])
+    title_of.append(numbers[title])
+    text = table.text_ids[number][: length - 3 - len(titles[numbers[title]])]
+    first, last = examples.sentence_ranges(table, number)
+    kept = [
+      start for start, end in zip(first, last, strict=True) if start < end and start < len(text)
+    ]
+    texts.append(text), starts.append(kept), counts.append(len(kept))
+  return {
+    "title_ids": _flat(titles, np.uint16),
+    "title_counts": _sizes(titles),
+    "passage_titles": np.array(title_of, np.int32),
+    "text_ids": _flat(texts, np.uint16),
+    "text_counts": _sizes(texts),
+    "sentence_starts": _flat(starts, np.uint16),
+    "sentence_counts": np.array(counts, np.uint16),
+  }
+
+
+def _flat(rows: Iterable[Sequence[int]], dtype) -> np.ndarray:
+  return np.fromiter(itertools.chain.from_iterable(rows), dtype)
+
+
+def _sizes(rows: Sequence[Sequence[int]], dtype=np.uint16) -> np.ndarray:
+  return np.array([len(row) for row in rows], dtype)
+
+
+# --------------------------------------------------------------------------------------------------
+# ------------ clozes
+
+
+def _clozes(
+  folder: str,
+  table: PassageTable,
+  corpus: dict,
+  *,
+  max_clozes: int,
+  room: int,
+  max_masks: int,
+  seed: int,
+) -> dict[str, np.ndarray]:
+  """Sentences with spans, as ranges of the passages, and who else holds each span."""
+  rows = [
+    row
+    for path in passages.shard_paths(folder)
+    for row in passages.read_shard(path, passages.Sentence)
+  ]
+  first_sentence = firsts(corpus["sentence_counts"])
+  sentences, spans, words = [], [], []
+  for row in rows:
+    number, size = row.passage, corpus["text_counts"][row.passage]
+    starts = corpus["sentence_starts"][first_sentence[number] : first_sentence[number + 1]]
+    at = _find(table.text_ids[number], starts, row.ids)
+    if at is None:
+      continue  # cut off
+    limit = min(room, int(size) - int(starts[at]))
+    fitting = [
+      (start, end)
+      for start, end in zip(row.span_starts, row.span_ends, strict=True)
+      if end <= limit and end - start <= max_masks
+    ]
+    if fitting:
+      sentences.append(first_sentence[number] + at), spans.append(fitting)
+      data = row.text.encode()
+      title = f" {metrics.normalize_answer(table.titles[number])} "
+      texts = [
+        metrics.normalize_answer(
+          data[row.token_starts[start] : row.token_ends[end - 1]].decode(errors="ignore")
+        )
+        for start, end in fitting
+      ]
+      words.append([text if text and f" {text} " not in title else "" for text in texts])
+  keep = np.arange(len(spans))
+  if len(keep) > max_clozes:
+    keep = np.sort(np.random.default_rng(seed).choice(keep, max_clozes, replace=False))
+  sentences, spans, words = ([column[i] for i in keep] for column in (sentences, spans, words))
+  holders = holders_of(
+    {text for row in words for text in row if text}, table.texts, most=MAX_HOLDERS + 2
+  )
+  useful = {
+    text: i
+    for i, text in enumerate(
+      sorted(text for text, held in holders.items() if 2 <= len(held) <= MAX_HOLDERS + 1)
+    )
+  }
+  if not useful:
+    raise artifacts.UserError(
+      f"no span of {folder!r} stands in 1 to {MAX_HOLDERS} other passages; annotate more passages."
+    )
+  held = [holders[text] for text in useful]
+  pairs = [pair for row in spans for pair in row]
+  return {
+    "cloze_sentences": np.array(sentences, np.int32),
+    "span_counts": _sizes(spans),
+    "span_starts": np.array([start for start, _ in pairs], np.uint8),
+    "span_ends": np.array([end for _, end in pairs], np.uint8),
+    "span_phrases": np.array([useful.get(text, NONE) for row in words for text in row], np.int32),
+    "phrase_passages": _flat(held, np.int32),
+    "phrase_counts": _sizes(held),
+  }
+
+
+def _find(text: np.ndarray, starts: Sequence[int], ids: Sequence[int]) -> int | None:
+  """Which of a passage's sentences these word pieces are; None where it was cut off."""
+  for at, start in enumerate(starts):
+    if text[start] == ids[0] and np.array_equal(text[start : start + len(ids)], ids):
+      return at
+  return None
+
+
+def holders_of(
+  phrases: Iterable[str], texts: Sequence[str], *, most: int | None = None
+) -> dict[str, list[int]]:
+  """The passages that hold each phrase as a sequence of whole words.
+
+  Both are compared after `metrics.normalize_answer`.
+
+  Args:
+    phrases: normalised, none empty.
+    texts: of the passages.
+    most: lists stop growing there.
+
+  Returns:
+    phrase → ascending passage numbers.
+  """
+  sizes = collections.defaultdict(
+    set
+  )  # first word → how many words the phrases that begin with it have
+  for phrase in phrases:
+    words = phrase.split()
+    sizes[words[0]].add(len(words))
+  found = {phrase: [] for phrase in phrases}
+  for number, text in enumerate(texts):
+    words = metrics.normalize_answer(text).split()
+    here = {
+      phrase
+      for at, word in enumerate(words)
+      if word in sizes
+      for size in sizes[word]
+      if (phrase := " ".join(words[at : at + size])) in found
+    }
+    for phrase in here:
+      if most is None or len(found[phrase]) < most:
+        found[phrase].append(number)
+  return found
+
+
+# --------------------------------------------------------------------------------------------------
+# --------- questions
+
+
+def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str, np.ndarray]:
+  """Questions whose title is among the passages', and what is right for each."""
+  titles = collections.defaultdict(set)
+  for number, title in enumerate(table.titles):
+    titles[metrics.normalize_answer(title)].add(number)
+  rows = [
+    (at, row)
+    for at, path in enumerate(paths)
+    for row in map(json.loads, artifacts.read_text(path).splitlines())
+    if metrics.normalize_answer(row["title"]) in titles
+  ]
+  answers = [
+    tuple(sorted(set(map(metrics.normalize_answer, row["answer"])) - {""})) for _, row in rows
+  ]
+  lists = {wanted: i for i, wanted in enumerate(sorted(set(answers)))}
+  holders = holders_of(set(itertools.chain.from_iterable(lists)), table.texts)
+  right = [sorted(set().union(*(holders[answer] for answer in wanted))) for wanted in lists]
+  strict = [
+    sorted(titles[metrics.normalize_answer(row["title"])].intersection(right[lists[wanted]]))
+    for (_, row), wanted in zip(rows, answers, strict=True)
+  ]
+  texts = [row["question"] for _, row in rows]
+  ids = tokenizer(texts).to_list()
+  return {
+    "question_ids": _flat(ids, np.uint16),
+    "question_counts": _sizes(ids),
+    "question_sets": np.array([at for at, _ in rows], np.uint8),
+    "question_halves": np.array([half_of(row["title"]) for _, row in rows], np.uint8),
+    "question_answers": np.array([lists[wanted] for wanted in answers], np.int32),
+    "answer_passages": _flat(right, np.int32),
+    "answer_counts": _sizes(right, np.int32),
+    "strict_passages": _flat(strict, np.int32),
+    "strict_counts": _sizes(strict),
+    "bm25": bm25.Bm25Searcher(table).search(texts, min(_DEPTH, len(table))).numbers,
+  }
+
+
+def half_of(title: str) -> int:
+  """0 (dev) or 1 (test), by the title alone."""
+  return hashlib.sha256(title.encode()).digest()[0] % 2
+
+
+# --------------------------------------------------------------------------------------------------
+# ----------- encoder
+
+
+def _encoder(path: str) -> tuple[dict, dict[str, np.ndarray]]:
+  """Architecture and weights of a published BERT, the ones that are not read left out."""
+  if not path:
+    return {}, {}
+  bert = published.load_bert(path).model
+  weights = {
+    weight.path: np.asarray(weight, np.float32)
+    for weight in bert.encoder.weights
+    if "pooled_dense" not in weight.path
+  }
+  return dict(bert.get_config()["architecture"]), weights

@@ -1,0 +1,318 @@
+"""Training steps of Keras models as jitted functions of JAX arrays, and what they cost."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+
+from benchmarks.accelerator import batches
+from benchmarks.accelerator.batches import Corpus, Layout
+from realm_tf import losses, optimizer
+from realm_tf.models.realm import RealmModel
+from realm_tf.models.retriever import Retriever, Tower
+
+_PEAKS = {
+  "H100": 989e12,
+  "H200": 989e12,
+}  # dense bfloat16 operations a second, by NVIDIA's data sheets
+_FIRST_STEPS = 2  # not timed
+
+
+class State(NamedTuple):
+  """What a step changes: trainable and other variables of the model, and the optimizer's."""
+
+  trainable: list
+  fixed: list
+  optimizer: list
+
+
+class Trained(NamedTuple):
+  """What a stage took and how it went.
+
+  Attributes:
+    compile_secs: before the first step.
+    secs, steps: of the training.
+    steps_per_sec: after the first few.
+    metrics: means over each tenth of the steps.
+  """
+
+  compile_secs: float
+  secs: float
+  steps: int
+  steps_per_sec: float
+  metrics: dict
+
+
+def values(variables: Sequence[keras.Variable]) -> list:
+  """Copies on the accelerator: a step may overwrite what it is given."""
+  return [jax.device_put(jnp.array(variable.value), jax.devices()[0]) for variable in variables]
+
+
+class Trainer:
+  """Trains one model for one stage.
+
+  Args:
+    model: its variables are the start, and take the result.
+    loss: (trainable, fixed, batch) → loss, (fixed, metrics).
+    batch: (corpus, key, step, extra) → the batch of a step, drawn on the device.
+    corpus: on the device.
+    steps, learning_rate: of the schedule.
+    slow, slow_factor: variables with another learning rate.
+  """
+
+  def __init__(
+    self,
+    model: keras.Model,
+    loss: Callable,
+    batch: Callable,
+    *,
+    corpus: Corpus,
+    steps: int,
+    learning_rate: float,
+    slow: Sequence[keras.Variable] = (),
+    slow_factor: float = 1.0,
+  ):
+    self.model, self.corpus = model, corpus
+    self.optimizer = optimizer.bert_optimizer(
+      learning_rate=learning_rate, steps=steps, slow=slow, slow_factor=slow_factor
+    )
+    self.optimizer.build(model.trainable_variables)
+
+    def step(state: State, corpus: Corpus, key, number, extra):
+      drawn = batch(corpus, jax.random.fold_in(key, number), number, extra)
+      (_, (fixed, metrics)), gradients = jax.value_and_grad(loss, has_aux=True)(
+        state.trainable, state.fixed, drawn
+      )
+      trainable, changed = self.optimizer.stateless_apply(
+        state.optimizer, gradients, state.trainable
+      )
+      return State(trainable, fixed, changed), metrics
+
+    self._step = jax.jit(step, donate_argnums=0)
+
+  def run(
+    self,
+    steps: int,
+    *,
+    seed: int,
+    extra=None,
+    secs: float = float("inf"),
+    every: int = 0,
+    refresh: Callable | None = None,
+  ) -> Trained:
+    """Trains for so many steps, or for so many seconds, and puts the result into the model.
+
+    Args:
+      steps: to train.
+      seed: of the batches.
+      extra: given to `batch`.
+      secs: it stops there.
+      every: steps between two refreshes.
+      refresh: after so many steps `refresh(trainable)` gives the next `extra`; its time
+        counts.
+    """
+    state = State(
+      values(self.model.trainable_variables),
+      values(self.model.non_trainable_variables),
+      values(self.optimizer.variables),
+    )
+    key, started = jax.random.key(seed), time.monotonic()
+    step = self._step.lower(state, self.corpus, key, jnp.int32(0), extra).compile()
+    compile_secs = time.monotonic() - started
+    history, started, done = [], time.monotonic(), 0
+    timed_from, timed_at = 0, started
+    while done < steps and time.monotonic() - started < secs:
+      if refresh is not None and done and done % every == 0:
+        extra = refresh(state.trainable)
+      state, metrics = step(state, self.corpus, key, jnp.int32(done), extra)
+      history.append(metrics)
+      done += 1
+      if (
+        done == _FIRST_STEPS or done % 20 == 0
+      ):  # the host must not run ahead, or the clock means nothing
+        loss = float(metrics["loss"])
+        if not np.isfinite(loss):
+          raise FloatingPointError(f"the loss is {loss} at step {done}.")
+        if done == _FIRST_STEPS:
+          timed_from, timed_at = done, time.monotonic()
+    jax.block_until_ready(state)
+    ended = time.monotonic()
+    for variable, value in zip(
+      self.model.trainable_variables + self.model.non_trainable_variables,
+      state.trainable + state.fixed,
+      strict=True,
+    ):
+      variable.assign(value)
+    history = jax.device_get(history)
+    tenths = np.array_split(np.arange(done), min(10, done))
+    means = {
+      name: [round(float(np.mean([history[at][name] for at in part])), 4) for part in tenths]
+      for name in history[0]
+    }
+    return Trained(
+      compile_secs, ended - started, done, (done - timed_from) / max(ended - timed_at, 1e-9), means
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# ------------ losses
+
+
+def in_batch_loss(retriever: Retriever) -> Callable:
+  """Of ICT and recurring spans; a batch is (inputs, allowed)."""
+
+  def loss(trainable, fixed, batch):
+    inputs, allowed = batch
+    outputs, fixed = retriever.stateless_call(trainable, fixed, inputs, training=True)
+    result = losses.in_batch_ict(outputs["queries"], outputs["passages"], allowed=allowed)
+    mean = jnp.mean(result.loss)
+    return mean, (fixed, {"loss": mean, "accuracy": jnp.mean(result.correct)})
+
+  return loss
+
+
+def realm_loss(model: RealmModel) -> Callable:
+  """Of the reader's warm-up and of REALM; a batch is (inputs, metrics to pass on)."""
+
+  def loss(trainable, fixed, batch):
+    inputs, metrics = batch
+    outputs, fixed = model.stateless_call(trainable, fixed, inputs, training=True)
+    result = losses.marginal_masked_lm(
+      outputs["token_log_probs"], outputs["scores"], inputs["target_mask"]
+    )
+    mean = jnp.mean(result.loss)
+    metrics = metrics | {"loss": mean}
+    if model.retriever is not None:
+      metrics["retrieval_utility"] = jnp.mean(-result.loss - result.log_likelihoods[:, 0])
+      metrics["null_prior"] = jnp.mean(jnp.exp(result.log_prior[:, 0]))
+    return mean, (fixed, metrics)
+
+  return loss
+
+
+def realm_batch(
+  tower: Tower, layout: Layout, *, batch_size: int, candidates: int, holders: int, steps: int
+) -> Callable:
+  """Draws clozes, half of them with holders, and finds candidates among all passages.
+
+  The queries are embedded by the snapshot that the passages were embedded by.
+  """
+
+  def batch(corpus, key, number, extra):
+    keys = jax.random.split(key)
+    drawn = batches.clozes(
+      corpus, batches.draw_spans(corpus, keys[0], batch_size, asked=batch_size // 2), layout
+    )
+    queries = tower.stateless_call(extra["trainable"], extra["fixed"], drawn.query_ids)[0]
+    share = jnp.maximum(0.0, 1 - 2 * number / steps)
+    numbers, given = batches.candidates(
+      corpus, keys[1], drawn, queries @ extra["index"].T, candidates, holders=holders, share=share
+    )
+    found = batches.holds(corpus, drawn, numbers) & ~jnp.any(
+      numbers[..., None] == given[:, None], axis=-1
+    )
+    metrics = {
+      "holder_retrieved": jnp.sum(jnp.any(found, axis=1))
+      / jnp.maximum(jnp.sum(drawn.phrase >= 0), 1),
+      "holders_given": jnp.mean(jnp.sum(given >= 0, axis=1).astype(jnp.float32)),
+    }
+    return batches.realm(corpus, drawn, numbers, layout), metrics
+
+  return batch
+
+
+# --------------------------------------------------------------------------------------------------
+# --------- embedding
+
+
+class Index:
+  """All passages embedded, on the device.
+
+  Args:
+    tower: of the passages.
+    chunk: passages embedded at once.
+  """
+
+  def __init__(self, tower: Tower, corpus: Corpus, layout: Layout, *, chunk: int):
+    self.tower, self.corpus = tower, corpus
+    num = len(corpus.rows) - 1
+
+    def embed(trainable, fixed, corpus):
+      def one(numbers):
+        inputs = batches.passages(corpus, numbers, layout)
+        return tower.stateless_call(
+          trainable, fixed, inputs["passage_ids"], inputs["passage_segments"]
+        )[0]
+
+      numbers = jnp.minimum(jnp.arange(-(-num // chunk) * chunk), num - 1).reshape(-1, chunk)
+      return jax.lax.map(one, numbers).reshape(-1, self.dim)[:num]
+
+    def search(trainable, fixed, index, queries):
+      return jax.lax.top_k(
+        tower.stateless_call(trainable, fixed, queries)[0] @ index.T, min(20, num)
+      )[1]
+
+    self.dim = tower.projection.units
+    self._embed, self._search = jax.jit(embed), jax.jit(search)
+
+  def snapshot(self, trainable: Sequence | None = None) -> dict:
+    """All passages embedded by the tower's weights (its own now, or these), with copies of them."""
+    trainable = (
+      values(self.tower.trainable_variables)
+      if trainable is None
+      else [jnp.array(value) for value in trainable]
+    )
+    fixed = values(self.tower.non_trainable_variables)
+    return {
+      "trainable": trainable,
+      "fixed": fixed,
+      "index": self._embed(trainable, fixed, self.corpus),
+    }
+
+  def search(self, snapshot: Mapping, queries, *, block: int = 256) -> np.ndarray:
+    """The 20 best passages of packed queries [Q, Lq]: [Q, 20]."""
+    padded = jnp.pad(queries, [[0, -len(queries) % block], [0, 0]])
+    found = [
+      self._search(
+        snapshot["trainable"], snapshot["fixed"], snapshot["index"], padded[at : at + block]
+      )
+      for at in range(0, len(padded), block)
+    ]
+    return np.concatenate([np.asarray(part) for part in found])[: len(queries)]
+
+
+# --------------------------------------------------------------------------------------------------
+# -------------- costs
+
+
+def encoder_operations(architecture: Mapping, rows: int, length: int) -> float:
+  """Multiplications and additions of an encoder's matrix products, forward, padding included."""
+  width, inner = architecture["hidden_dim"], architecture["intermediate_dim"]
+  return (
+    rows
+    * length
+    * architecture["num_layers"]
+    * (2 * (4 * width * width + 2 * width * inner) + 4 * length * width)
+  )
+
+
+def head_operations(architecture: Mapping, rows: int, masks: int) -> float:
+  """The same of the masked-LM head."""
+  width = architecture["hidden_dim"]
+  return rows * masks * 2 * width * (width + architecture["vocabulary_size"])
+
+
+def peak_operations() -> float | None:
+  """The chip's bfloat16 operations a second; None where that is not known here."""
+  kind = jax.devices()[0].device_kind
+  return next((peak for name, peak in _PEAKS.items() if name in kind), None)
+
+
+def peak_memory_gb() -> float | None:
+  """The most that was in use on the device since the process began."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return round(stats["peak_bytes_in_use"] / 1e9, 2) if "peak_bytes_in_use" in stats else None
