@@ -22,7 +22,7 @@ from absl import flags
 
 from beam_jobs import corpus, pipelines
 from beam_jobs.corpus import Article, Chunk, CorpusError
-from realm_tf import artifacts, passages, tokenization
+from realm_tf import artifacts, ownership, passages, paths, tokenization
 
 REJECTED = "rejected.jsonl"
 _VOCABULARY_CHARS = 40_000_000  # what a vocabulary is learned from, spread evenly over the corpus
@@ -210,11 +210,15 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
     The artifact's info; nothing yet where Beam's options do not wait for the end.
 
   Raises:
+    ArtifactError: `output` holds something else, or is, holds or lies in an input.
     CorpusError: no input, or nothing in it that makes a passage.
     VocabularyError: `vocab` is none.
   """
   if max_tokens < 16 or passages_per_shard < 1:
     raise CorpusError(f"got --max_tokens={max_tokens}, --passages_per_shard={passages_per_shard}; wanted at least 16 and 1.")
+  reads = [path for given in (inputs, vocab_input) for part in paths.split(given) for path in paths.matching(part)]
+  reads += [vocab] if vocab else []
+  ownership.check_apart(output, reads)
   sources = corpus.find_sources(inputs, format=format)
   also = corpus.find_sources(vocab_input, format=format) if vocab_input and not vocab else []
   config = {
@@ -227,7 +231,7 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
     return artifacts.read_info(output)
   started = time.time()
   print(f"make_passages: reading {len(sources)} files, {sum(s.size_bytes for s in sources) / 1e6:.1f} MB")
-  publication = artifacts.begin(output, kind=passages.KIND, config=config, inputs={})
+  publication = artifacts.begin(output, kind=passages.KIND, config=config, inputs={}, reads=reads)
   with pipelines.removed_on_failure(publication.path):
     chunks = corpus.split_into_chunks(sources)
     tokenizer = _write_vocabulary(

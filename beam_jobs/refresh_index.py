@@ -21,7 +21,7 @@ import tensorflow as tf
 from absl import flags
 
 from beam_jobs import embed_passages, pipelines
-from realm_tf import artifacts, index, refresh
+from realm_tf import artifacts, index, ownership, refresh
 from realm_tf.index import IndexConfig
 
 
@@ -48,7 +48,8 @@ def refresh_newest(*, snapshots: str, passages: str, indexes: str, config: Index
       if not artifacts.is_current(folder, kind=index.KIND, config=dataclasses.asdict(config), inputs=inputs):
         with _announced(indexes, step):
           embed(folder, snapshot=snapshot, passages_folder=passages, config=config)
-          _tidy(indexes, keep)
+          artifacts.prune(indexes, newest=keep)
+          ownership.tidy(indexes)
       return folder
     except Exception:  # whatever reading a folder raises that the trainer deletes meanwhile, here or in a worker
       if artifacts.is_complete(snapshot):
@@ -72,14 +73,6 @@ def _announced(indexes: str, step: int) -> Iterator[None]:
     yield
   finally:
     artifacts.gfile.remove(path)
-
-
-def _tidy(indexes: str, keep: int) -> None:
-  """Deletes all but the newest indexes, and what killed jobs left half written."""
-  artifacts.prune(indexes, newest=keep)
-  for pattern in (".staging-*", ".replaced-*"):
-    for folder in artifacts.gfile.glob(os.path.join(indexes, pattern)):
-      artifacts.gfile.rmtree(folder)
 
 
 def watch(refresh_once: Callable[[], str], *, snapshots: str, poll_secs: float) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from beam_jobs import annotate_spans, pipelines
-from realm_tf import artifacts, passages, span_tagger
+from realm_tf import artifacts, ownership, passages, paths, span_tagger
 
 _CLASSES = ("first", "second")  # of the marks, in _PAGE's style
 
@@ -95,7 +95,8 @@ def read(folder: str) -> Annotated:
       spans[row.passage, row.text] = [
           (row.token_starts[start], row.token_ends[end - 1]) for start, end in zip(row.span_starts, row.span_ends)]
   tagger = info["config"]["tagger"]
-  return Annotated("trained tagger" if tagger == span_tagger.KIND else tagger, info["inputs"]["passages"]["path"],
+  return Annotated("trained tagger" if tagger == span_tagger.KIND else tagger, 
+                   artifacts.find_input(folder, "passages", advice="Put them back, or annotate them again."),
                    info["counts"]["sentences"], info["counts"]["spans"], spans)
 
 
@@ -157,12 +158,14 @@ def _table(layers: Sequence[Annotated], keys: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> None:
   del argv
   args = flags.FLAGS
-  artifacts.write_text(args.output, page(args.spans, num=args.num, seed=args.seed, source=args.source))
+  folders = paths.split(args.spans)
+  ownership.check_apart(args.output, folders)
+  artifacts.write_text(args.output, page(folders, num=args.num, seed=args.seed, source=args.source))
   print(f"show_spans: {args.output}")
 
 
 if __name__ == "__main__":
-  flags.DEFINE_list("spans", None, "A spans folder, or two.", required=True)
+  flags.DEFINE_string("spans", None, "A spans folder, or two, separated by a comma.", required=True)
   flags.DEFINE_integer("num", 50, "Sentences to show.")
   flags.DEFINE_integer("seed", 0, "Of the draw.")
   flags.DEFINE_string("source", "", "Where the text comes from, and its licence.")

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 import json
 import pathlib
 import re
+import sys
 from typing import Any, NamedTuple
 
 from absl import app
@@ -33,6 +34,7 @@ THREE_SYLLABLE_SHARE = 0.4
 NICKNAME_SHARE = 0.7  # of the aliases; the others are made from the name
 TEXT_ALIAS_SHARE = 0.3  # of the pre-training sentences and clozes
 QUESTION_SHARES = {"name": 0.8, "alias": 0.12, "description": 0.08}
+WRITTEN = re.compile(r"(knowledge|pretraining)/part-\d+\.jsonl|(questions|clozes)\.\w+\.jsonl|facts\.jsonl")  # all files
 REPEAT_NAME_SHARE = 0.1  # how often a passage's second sentence says the name again
 
 
@@ -60,20 +62,21 @@ class Entity(NamedTuple):
 
 
 def generate(output: str | pathlib.Path, *, seed: int, num_entities: int) -> None:
-  """Writes the whole corpus into a folder, over what is there.
+  """Writes the whole corpus into a folder, over one that was written there before.
 
   Args:
-    output: the folder; made if missing.
+    output: the folder; made if missing, and it must hold nothing else.
     seed: of everything that is drawn.
     num_entities: a multiple of the number of subjects.
 
   Raises:
-    ValueError: `num_entities` cannot be divided among the subjects.
+    ValueError: `num_entities` cannot be divided among the subjects, or the folder holds other files.
   """
   if num_entities < 1 or num_entities % len(tables.SUBJECTS):
     raise ValueError(
         f"num_entities is {num_entities}; expected a positive multiple of {len(tables.SUBJECTS)}, the number of subjects")
   output = pathlib.Path(output)
+  _check_folder(output)
   # One generator per product, so that a change to one leaves the others as they were.
   world_rng, passage_rng, text_rng, question_rng, cloze_rng = np.random.default_rng(seed).spawn(5)
   entities = make_entities(world_rng, num_entities)
@@ -296,6 +299,14 @@ def _sentence(text: str) -> str:
   return text[0].upper() + text[1:]
 
 
+def _check_folder(folder: pathlib.Path) -> None:
+  if folder.exists() and not folder.is_dir():
+    raise ValueError(f"{str(folder)!r} is a file; give a new or empty folder")
+  found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+  if others := [name for name in found if not WRITTEN.fullmatch(name)]:
+    raise ValueError(f"{str(folder)!r} holds {others[0]!r}, which is no file of this corpus; give a new or empty folder")
+
+
 def _write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -311,7 +322,10 @@ def _write_parts(folder: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"got {argv[1:]}, expected flags only: --output=DIR --seed=0 --num_entities=1000")
-  generate(FLAGS.output, seed=FLAGS.seed, num_entities=FLAGS.num_entities)
+  try:
+    generate(FLAGS.output, seed=FLAGS.seed, num_entities=FLAGS.num_entities)
+  except ValueError as error:
+    sys.exit(f"quickstart_corpus: {error}")
   print(f"Wrote {FLAGS.output}")
 
 

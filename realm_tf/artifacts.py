@@ -3,25 +3,29 @@
 Every job's output is a folder, written under a staging name beside its final place, then described by `info.json`, then
 marked `COMPLETE`, then renamed. A reader opens complete folders only, so a job killed at any moment leaves nothing that
 could be mistaken for a result. Paths go through `tf.io.gfile`: a `gs://` path works wherever a local one does.
+
+Nothing is deleted but what was written here: `info.json` lists an artifact's files, and whatever else lies in a folder stays.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from realm_tf import ownership, paths
 from realm_tf.errors import ArtifactError, UserError  # noqa: F401
+from realm_tf.ownership import COMPLETE, INFO
 
 gfile = tf.io.gfile
 
 FORMAT_VERSION = 1
-INFO = "info.json"
-COMPLETE = "COMPLETE"
+_LEVELS_UP, _LEVELS_DOWN, _MOST_FOLDERS = 4, 3, 2000  # where an artifact that was moved is looked for
 
 
 @dataclasses.dataclass
@@ -78,51 +82,67 @@ class Publication:
 
     Args:
       counts, content, details: see `Staged`.
+
+    Raises:
+      ArtifactError: meanwhile somebody put other files there; what was made stays in the staging folder.
     """
     fingerprint = fingerprint_of(self.recipe, content)
     if not gfile.exists(self.path) and is_complete(self.folder) and read_info(self.folder)["fingerprint"] == fingerprint:
       return  # a step that runs again, after its worker was lost
+    contents = sorted(set(ownership.contents_of(self.path)) - {INFO, COMPLETE})
     info = {**self.made_by, "fingerprint": fingerprint, "counts": dict(counts),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "wall_secs": round(time.time() - self.started, 3),
-            **(details or {})}
+            **(details or {}), "contents": contents}
     write_text(os.path.join(self.path, INFO), json.dumps(info, indent=2, default=str) + "\n")
     write_text(os.path.join(self.path, COMPLETE), "")
     if gfile.exists(self.folder):
+      ownership.check_replaceable(self.folder, self.made_by["kind"])
       parent, name = os.path.split(self.folder)
       replaced = os.path.join(parent, f".replaced-{name}-{os.getpid()}")
       gfile.rename(self.folder, replaced)
       gfile.rename(self.path, self.folder)
-      gfile.rmtree(replaced)
+      ownership.remove(replaced)
     else:
       gfile.rename(self.path, self.folder)
 
 
-def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str], seed: int | None = None,
-          resume: bool = False) -> Publication:
+def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str], reads: Sequence[str] = (),
+          seed: int | None = None, resume: bool = False) -> Publication:
   """Makes the staging folder of an artifact.
 
   Args:
-    folder: final place. An earlier complete artifact there is replaced when the new one is complete.
+    folder: final place. An earlier artifact of this kind there is replaced when the new one is complete.
     kind: what the folder holds ("passages", "snapshot", ...).
     config: the settings that made it (JSON-able).
     inputs: name -> folder of each complete input artifact; their fingerprints are recorded.
+    reads: other files and folders that are read.
     seed: the random seed, where one was used.
     resume: keep what an interrupted run of the *same* config and inputs left in the staging folder; otherwise staging
       starts empty. One writer at a time for one folder.
 
   Raises:
-    ArtifactError: an input is missing or incomplete.
+    ArtifactError: an input is missing or incomplete, or `ownership.check_output` refuses the folder.
   """
-  folder = folder.rstrip("/")
-  sources = {name: {"path": path, "fingerprint": read_info(path)["fingerprint"]} for name, path in inputs.items()}
+  folder = ownership.check_output(folder, kind=kind, reads=[*inputs.values(), *reads])
+  sources = {name: _reference(path, folder) for name, path in inputs.items()}
   recipe = fingerprint_of(kind, FORMAT_VERSION, dict(config), {k: v["fingerprint"] for k, v in sources.items()}, seed)
   parent, name = os.path.split(folder)
   staging = os.path.join(parent, f".staging-{name}-{recipe[:8]}" if resume else f".staging-{name}")
-  if gfile.exists(staging) and not resume:
+  if (found := ownership.contents_of(staging)) and not ownership.own_info(staging):
+    raise ArtifactError(
+        f"{kind} are first written to {staging!r}, and there is {ownership.some(found)}, which no job left. Move it away.")
+  if found and not resume:
     gfile.rmtree(staging)
   gfile.makedirs(staging)
   made_by = {"kind": kind, "format_version": FORMAT_VERSION, "config": dict(config), "inputs": sources, "seed": seed}
+  write_text(os.path.join(staging, INFO), json.dumps(made_by, indent=2, default=str) + "\n")  # tells whose folder it is
   return Publication(staging, folder, recipe, made_by, time.time())
+
+
+def _reference(path: str, folder: str) -> dict:
+  """How the artifact `folder` tells of an input: as given, as seen from itself, and by what it is known wherever it is."""
+  fingerprint = read_info(path)["fingerprint"]
+  return {"path": path, "relative": paths.relative(path, folder), "fingerprint": fingerprint}
 
 
 @contextlib.contextmanager
@@ -136,7 +156,7 @@ def publish(folder: str, *, resume: bool = False, **what) -> Iterator[Staged]:
     `Staged`; write files under its `path`, set its `counts`, `content` and `details`.
 
   Raises:
-    ArtifactError: an input is missing or incomplete.
+    ArtifactError: an input is missing or incomplete, or `ownership.check_output` refuses the folder.
   """
   publication = begin(folder, resume=resume, **what)
   staged = Staged(path=publication.path)
@@ -147,6 +167,9 @@ def publish(folder: str, *, resume: bool = False, **what) -> Iterator[Staged]:
       gfile.rmtree(publication.path)
     raise
   publication.finish(staged.counts, content=staged.content, details=staged.details)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
 
 
 def write_text(path: str, text: str) -> None:
@@ -176,7 +199,11 @@ def read_info(folder: str, *, kind: str | None = None) -> dict:
   if not is_complete(folder):
     state = "is not complete (the job that writes it was stopped; run it again)" if gfile.exists(folder) else "does not exist"
     raise ArtifactError(f"{kind or 'artifact'} folder {folder!r} {state}.")
-  info = json.loads(read_text(os.path.join(folder, INFO)))
+  try:
+    info = json.loads(read_text(os.path.join(folder, INFO)))
+    info["kind"], info["format_version"]
+  except (tf.errors.NotFoundError, ValueError, TypeError, KeyError):
+    raise ArtifactError(f"{folder!r} has a file {COMPLETE} but no {INFO} of ours: wanted {kind or 'an artifact'}.") from None
   if kind is not None and info["kind"] != kind:
     raise ArtifactError(f"{folder!r} holds {info['kind']}, wanted {kind}. Pass a folder that the {kind} job wrote.")
   if info["format_version"] > FORMAT_VERSION:
@@ -208,6 +235,71 @@ def check_input(folder: str, name: str, wanted_folder: str) -> None:
         f"{wanted['fingerprint']} ({wanted_folder!r}). Make the {info['kind']} again from these {name}.")
 
 
+def find_input(folder: str, name: str, *, accept: Callable[[dict], bool] | None = None, advice: str | None = None) -> str:
+  """The folder of an artifact that another one was made from, though one of them or both were moved.
+
+  Looks as seen from `folder`, then where the input was, then around `folder`.
+
+  Args:
+    folder: a complete artifact.
+    name: of the input, which is its kind too: "passages" or "index".
+    accept: whether an artifact of this kind (its info.json) will do; by default, only the very same.
+    advice: what to do where it is not found; ends the message.
+
+  Raises:
+    ArtifactError: it is nowhere.
+  """
+  info = read_info(folder)
+  if name not in info["inputs"]:
+    raise ArtifactError(f"{info['kind']} {folder!r} does not tell which {name} it belongs to (its inputs: "
+                        f"{', '.join(info['inputs']) or 'none'}). {advice or f'Give --{name}.'}")
+  wanted = info["inputs"][name]
+  accept = accept or (lambda found: found.get("fingerprint") == wanted["fingerprint"])
+
+  def fits(path: str) -> bool:
+    found = ownership.own_info(path) if is_complete(path) else None
+    return found is not None and found["kind"] == name and accept(found)
+
+  here = paths.resolve(folder)
+  places = [wanted["path"]]
+  if wanted.get("relative"):
+    beside = paths.resolve(os.path.join(here, wanted["relative"]))
+    places = places if beside == paths.resolve(wanted["path"]) else [beside, *places]
+  if (found := next(filter(fits, itertools.chain(places, _around(here))), None)) is None:
+    looked = ", ".join(f"{place!r} ({_state(place)})" for place in places)
+    raise ArtifactError(
+        f"{info['kind']} {folder!r} was made from {name} {wanted['fingerprint']}, which is not at {looked} and not "
+        f"around that {info['kind']}. {advice or f'Put it back, or give where it is as --{name}.'}")
+  return found
+
+
+def _state(folder: str) -> str:
+  if not is_complete(folder):
+    return "not complete" if gfile.exists(folder) else "nothing is there"
+  info = ownership.own_info(folder)
+  return f"{info['kind']} {info['fingerprint']}" if info else "of another program"
+
+
+def _around(folder: str) -> Iterator[str]:
+  """Complete artifacts below each of the folders that a folder lies in, the nearest first; gives up after many folders."""
+  seen = set()
+  for _ in range(_LEVELS_UP):
+    folder = os.path.dirname(folder)
+    if os.path.dirname(folder) in (folder, ""):
+      return  # that would be the whole machine
+    level = [folder]
+    for _ in range(_LEVELS_DOWN):
+      below = []
+      for parent in level:
+        if parent not in seen and len(seen) < _MOST_FOLDERS:
+          seen.add(parent)
+          with contextlib.suppress(tf.errors.OpError, OSError):  # not ours to read
+            below += [path for path in paths.listed(parent, r"[^.].*") if paths.is_folder(path)]
+      complete = [path for path in below if paths.exists(os.path.join(path, COMPLETE))]
+      yield from complete
+      level = sorted(set(below) - set(complete))
+
+
 def complete_folders(root: str) -> Sequence[str]:
   """Complete artifacts named by a number (a training step) under `root`, oldest first."""
   if not gfile.exists(root):
@@ -236,17 +328,11 @@ def prune(root: str, *, newest: int, keep_steps: Collection[int] = ()) -> None:
   """Deletes complete numbered artifacts under `root`, but for the newest so many and those of `keep_steps`."""
   for folder in complete_folders(root)[:-newest]:
     if step_of(folder) not in keep_steps:
-      remove(folder)
+      ownership.remove(folder)
 
 
 def remove_after(root: str, step: int) -> None:
   """Deletes the numbered artifacts of later steps: what a run that resumes from `step` will make again."""
   for folder in complete_folders(root):
     if step_of(folder) > step:
-      remove(folder)
-
-
-def remove(folder: str) -> None:
-  """Deletes an artifact; it stops being complete first."""
-  gfile.remove(os.path.join(folder, COMPLETE))
-  gfile.rmtree(folder)
+      ownership.remove(folder)

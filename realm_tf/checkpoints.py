@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts
+from realm_tf import artifacts, paths
 from realm_tf.artifacts import gfile
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
@@ -241,7 +241,7 @@ def open_tensorflow(prefix: str) -> Tensors:
     CheckpointError: not a checkpoint, or damaged.
   """
   try:
-    reader = tf.train.load_checkpoint(prefix)
+    reader = tf.train.load_checkpoint(paths.literal(prefix))
   except (tf.errors.OpError, ValueError) as error:
     raise CheckpointError(f"{prefix!r} is no TensorFlow checkpoint: {error}") from error
   shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

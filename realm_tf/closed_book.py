@@ -63,7 +63,8 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
       model, batch, workdir=workdir, steps=section.steps, log_every=section.log_every,
       checkpoint_every=section.checkpoint_every, batch_size=section.batch_size, jit_compile=config.jit_compile, optimizer=optimizer)
   return snapshots.publish(os.path.join(workdir, "snapshots"), section.steps, {"reader": reader}, tokenizer=tokenizer,
-                           made_by="finetune", details={"retrieval": "none", "passages": config.passages})
+                           made_by="finetune", details={"retrieval": "none"},
+                           inputs={"passages": config.passages})
 
 
 def answer(texts: Sequence[str], reader: MaskedReader, tokenizer: Tokenizer) -> list[str]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from realm_tf import artifacts
+from realm_tf import artifacts, paths
 
 _TAG = re.compile(r"O|([BIESLU])-(\S+)")  # of IO, BIO (IOB1 and IOB2), BIOES and BILOU
 _BEGIN, _END = frozenset("BSU"), frozenset("ESLU")
@@ -43,12 +43,12 @@ def matching(patterns: str) -> list[str]:
     ConllError: one of them matches nothing.
   """
   found = []
-  for pattern in patterns.split(","):
-    paths = sorted(artifacts.gfile.glob(pattern))
-    if not paths:
+  for pattern in paths.split(patterns):
+    files = paths.matching(pattern)
+    if not files:
       raise ConllError(f"no file matches {pattern!r}; give files in CoNLL's columns (a word and its tag a line, a blank "
                        "line after each sentence).")
-    found += paths
+    found += files
   return found
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 
 from realm_tf import (
-    artifacts, bm25, closed_book, examples, index, metrics, passages, progress, questions, retrieval, settings, snapshots)
+    artifacts, bm25, closed_book, examples, index, metrics, ownership, passages, progress, questions, retrieval, settings,
+    snapshots)
 from realm_tf.finetune import OpenQaModel, QaExamples
 from realm_tf.models.realm import RealmModel
 from realm_tf.questions import Question
@@ -92,7 +93,7 @@ class Answerer:
     info = artifacts.read_info(snapshot)
     self.tokenizer, self.kind = snapshots.load_tokenizer(snapshot), info["retrieval"]
     self.reader = snapshots.load_model(snapshot, "reader")
-    self.passages_folder = passages_folder or info["passages"]
+    self.passages_folder = passages_folder or artifacts.find_input(snapshot, "passages")
     self.table = passages.load(self.passages_folder)
     examples.check_vocabulary(artifacts.read_info(self.passages_folder), self.passages_folder, self.tokenizer)
     if self.kind == "none":
@@ -103,7 +104,7 @@ class Answerer:
       searcher = bm25.Bm25Searcher(self.table)
       self.search, embeddings = lambda ids, texts: searcher.search(texts, depth), None
     else:
-      folder = index_folder or info["index"]
+      folder = index_folder or index.of_snapshot(workdir, snapshot)
       check_index_snapshot(folder, (info["index_snapshot"], info["fingerprint"]))  # where both are, they share a passage tower
       indexed = retrieval.IndexedRetriever(
           snapshots.load_retriever(snapshot), index.load(folder, passages=self.passages_folder), artifacts.step_of(snapshot), folder)
@@ -269,6 +270,8 @@ def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | Non
   """
   if (questions_path is None) == (clozes_path is None):
     raise artifacts.UserError("give either --questions or --clozes.")
+  if output:
+    ownership.check_apart(output, [path for path in (questions_path, clozes_path, index_folder, passages_folder) if path])
   rows = questions.read_clozes(clozes_path) if clozes_path else questions.read_questions(questions_path)
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   fine_tuned = "retrieval" in artifacts.read_info(snapshot)

@@ -272,7 +272,8 @@ class MaskedSentences:
     check_vocabulary(info, folder, tokenizer)
     self.tokenizer, self.max_masks, self.masking, self.room = tokenizer, max_masks, masking, query_length - 2
     source = info["inputs"]["passages"]
-    ids, own, spans = self._salient(folder) if masking == "salient" else self._all(source["path"])
+    ids, own, spans = self._salient(folder) if masking == "salient" else self._all(
+        artifacts.find_input(folder, "passages", advice="Put them back, or annotate them again."))
     if not ids:
       raise artifacts.ArtifactError(
           f"{folder!r} has no span within {query_length} word pieces; annotate other passages or raise query_length.")

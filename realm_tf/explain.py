@@ -29,6 +29,7 @@ from realm_tf.passages import PassageTable, Ragged
 from realm_tf.questions import Question
 from realm_tf.tokenization import MASK, Tokenizer
 
+_PUT_BACK = "Put them back, or make the index again with beam_jobs.embed_passages."
 _NUM_ANSWERS = 3  # the best of every corpus, and of the null passage
 
 # =============================================================================================== a text with [MASK]
@@ -178,7 +179,7 @@ class PretrainedSystem:
     self.corpora = [self._open(folder) for folder in index_folders or [newest]]
 
   def _open(self, folder: str) -> tuple[retrieval.IndexedRetriever, PassageTable]:
-    source = index.passages_of(folder)
+    source = index.passages_of(folder, advice=_PUT_BACK)
     examples.check_vocabulary(artifacts.read_info(source, kind=passages.KIND), source, self.tokenizer)
     searcher = index.load(folder, snapshot=self.snapshot, passages=source)
     return retrieval.IndexedRetriever(self.retriever, searcher, artifacts.step_of(self.snapshot), folder), passages.load(source)
@@ -279,7 +280,7 @@ def explain_question(workdir: str, question: str, index_folders: Sequence[str] =
     raise artifacts.UserError(f"{workdir!r} answers closed-book: it retrieves nothing that could be looked into.")
   found, spans = [], []
   for folder in index_folders or [None]:
-    answerer = evaluate.Answerer(workdir, index_folder=folder, passages_folder=folder and index.passages_of(folder))
+    answerer = evaluate.Answerer(workdir, index_folder=folder, passages_folder=folder and index.passages_of(folder, advice=_PUT_BACK))
     spans.append(Spans.of(question, answerer))
     found.append(spans[-1].explain(folder or info.get("index", info["retrieval"])))
   texts = {best.text for read in spans for best in read.best if best.text}

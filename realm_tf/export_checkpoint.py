@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import flags
 
-from realm_tf import artifacts, checkpoints, index, passages, published, settings, snapshots, tokenization
+from realm_tf import artifacts, checkpoints, index, ownership, passages, published, settings, snapshots, tokenization
 from realm_tf.checkpoints import Tensor, Tensors
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
@@ -22,6 +22,8 @@ from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.published import Slots
 from realm_tf.tokenization import Tokenizer
+
+KIND = "exported checkpoint"
 
 
 def export(workdir: str, output: str) -> list[str]:
@@ -32,6 +34,8 @@ def export(workdir: str, output: str) -> list[str]:
     UserError: nothing in it that transformers has a class for.
   """
   snapshot = snapshots.newest(workdir, advice="give the workdir of a trainer, or of realm_tf.import_checkpoint.")
+  for name in ("embedder", "scorer", "encoder", "reader", "openqa"):
+    ownership.check_output(os.path.join(output, name), kind=KIND, reads=[snapshot])
   info, tokenizer = artifacts.read_info(snapshot), snapshots.load_tokenizer(snapshot)
   models = {name: snapshots.load_model(snapshot, name) for name in info["config"]}
   retriever, reader, written = models.get("retriever"), models.get("reader"), []
@@ -39,9 +43,14 @@ def export(workdir: str, output: str) -> list[str]:
     print(f"export_checkpoint: no embedder, scorer or openqa: the retriever pools by {retriever.pooling!r}, transformers by 'cls' only.")
     retriever = None
 
-  def write(name: str, architecture: str, tensors: Tensors, *of, **values) -> str:
-    written.append(write_folder(os.path.join(output, name), architecture, tensors, config_of(*of) | values, tokenizer))
-    return written[-1]
+  def write(name: str, architecture: str, tensors: Tensors, *of, block_records: Sequence[str] = (), **values) -> None:
+    folder, config = os.path.join(output, name), {"architecture": architecture}
+    with artifacts.publish(folder, kind=KIND, config=config, inputs={"snapshot": snapshot}) as staged:
+      write_folder(staged.path, architecture, tensors, config_of(*of) | values, tokenizer)
+      if block_records:
+        write_block_records(staged.path, block_records)
+    print(f"export_checkpoint: {folder}: {architecture}, {len(tensors)} tensors")
+    written.append(folder)
 
   if retriever:
     query, passage = retriever.query_tower, retriever.passage_tower
@@ -54,15 +63,13 @@ def export(workdir: str, output: str) -> list[str]:
     write("reader", "RealmReader", _tensors(published.span_reader_slots(reader)), reader, reader_beam_size=info["num_read"])
     if retriever and _bert_config(retriever) != _bert_config(reader):
       print("export_checkpoint: no openqa: its embedder and reader have one size in transformers, here they differ.")
-    elif retriever and "index" in info:
-      embeddings, table = read_index(info["index"]), passages.load(info["passages"])
+    elif retriever and info.get("retrieval") == "dense":
+      embeddings = read_index(index.of_snapshot(workdir, snapshot))
+      table = passages.load(artifacts.find_input(snapshot, "passages"))
       slots = published.embedder_slots(query, "embedder.") | published.span_reader_slots(reader, "reader.")
-      folder = write("openqa", "RealmForOpenQA", _tensors(slots) | {published.BLOCK_EMBEDDINGS: embeddings}, retriever, reader,
-                     reader_beam_size=info["num_read"], num_block_records=len(table), searcher_beam_size=min(5000, len(table)))
-      records = np.empty(len(table), object)
-      records[:] = [text.encode() for text in table.texts]
-      with artifacts.gfile.GFile(os.path.join(folder, "block_records.npy"), "wb") as file:
-        np.save(file, records, allow_pickle=True)
+      write("openqa", "RealmForOpenQA", _tensors(slots) | {published.BLOCK_EMBEDDINGS: embeddings}, retriever, reader,
+            block_records=table.texts, reader_beam_size=info["num_read"], num_block_records=len(table),
+            searcher_beam_size=min(5000, len(table)))
   if not written:
     raise artifacts.UserError(f"transformers has no class for anything in {snapshot!r} ({', '.join(info['config'])}).")
   return written
@@ -112,17 +119,22 @@ def read_index(folder: str) -> Tensor:
   return Tensor((int(starts[-1]), shapes[0][1]), folder, rows)
 
 
-def write_folder(folder: str, architecture: str, tensors: Tensors, config: Mapping, tokenizer: Tokenizer) -> str:
+def write_folder(folder: str, architecture: str, tensors: Tensors, config: Mapping, tokenizer: Tokenizer) -> None:
   """Writes config.json, model.safetensors and the tokenizer's files."""
-  artifacts.gfile.makedirs(folder)
   texts = {"config.json": json.dumps({"architectures": [architecture], **config}, indent=2) + "\n",
            "tokenizer_config.json": json.dumps({"do_lower_case": tokenizer.lower_case, "tokenizer_class": "RealmTokenizer"}) + "\n"}
   for name, text in texts.items():
     artifacts.write_text(os.path.join(folder, name), text)
   tokenization.write_vocabulary(folder, tokenizer.pieces)
   checkpoints.write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
-  print(f"export_checkpoint: {folder}: {architecture}, {len(tensors)} tensors")
-  return folder
+
+
+def write_block_records(folder: str, texts: Sequence[str]) -> None:
+  """Writes block_records.npy, the text of the embedded passages as transformers pickles it."""
+  records = np.empty(len(texts), object)
+  records[:] = [text.encode() for text in texts]
+  with artifacts.gfile.GFile(os.path.join(folder, "block_records.npy"), "wb") as file:
+    np.save(file, records, allow_pickle=True)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from realm_tf import (
-    artifacts, bm25, closed_book, devices, examples, index, losses, metrics, passages, pretrain, questions, refresh, retrieval, settings,
+    artifacts, bm25, closed_book, devices, examples, index, losses, metrics, ownership, passages, pretrain, questions, refresh, retrieval, settings,
     snapshots, training)
 from realm_tf.models import span_reader
 from realm_tf.models.retriever import Retriever
@@ -280,6 +280,8 @@ def finetune_both_towers(config, workdir: str, data: QaExamples, base: str) -> s
   start = artifacts.latest(os.path.join(workdir, "checkpoints"))
   step = artifacts.step_of(start) if start else 0
   artifacts.gfile.makedirs(workdir)
+  training.check_workdir(workdir, section.steps)
+  ownership.check_numbered(roots["indexes"], kind=index.KIND)
   for root in roots.values():
     artifacts.remove_after(root, step)
   with settings.scope(config):
@@ -289,10 +291,9 @@ def finetune_both_towers(config, workdir: str, data: QaExamples, base: str) -> s
   current = pretrain.newest_index(config, workdir, dataclasses.replace(first, step=0))
 
   def write_snapshot(step: int) -> str:
-    details = {"retrieval": section.retrieval, "passages": config.passages, "num_read": section.num_read,
-               "index": artifacts.step_folder(roots["indexes"], step), "index_snapshot": None}  # the index is its own
+    details = {"retrieval": section.retrieval, "num_read": section.num_read, "index_snapshot": None}  # the index is its own
     return snapshots.publish(roots["snapshots"], step, {"retriever": retriever, "reader": data.reader}, tokenizer=data.tokenizer,
-                             made_by="finetune", details=details)
+                             made_by="finetune", details=details, inputs={"passages": config.passages})
 
   with refresh.Refresher(**roots, passages=config.passages, log=os.path.join(workdir, "refresh.log"), searcher=config.searcher,
                          start_job=config.refresh.start_job, job_args=config.refresh.job_args) as refresher:
@@ -341,17 +342,19 @@ def new_span_reader(config, tokenizer) -> span_reader.SpanReader:
 def publish(config, workdir: str, model: OpenQaModel, tokenizer, base: str) -> str:
   """Writes the fine-tuned snapshot: the trained question tower beside the passage tower that the index came from."""
   models = {"reader": model.reader}
-  details = {"retrieval": config.finetune.retrieval, "passages": config.passages, "num_read": config.finetune.num_read}
+  details = {"retrieval": config.finetune.retrieval, "num_read": config.finetune.num_read}
+  inputs = {"passages": config.passages}
   if model.query_tower is not None:
     before = snapshots.load_retriever(base)
     models["retriever"] = Retriever(**before.get_config() | {"shared": False})
     models["retriever"].passage_tower.set_weights(before.passage_tower.get_weights())
     models["retriever"].query_tower.set_weights(model.query_tower.get_weights())
-    details |= {"index": index.folder_of(config.finetune.retriever, base), "index_snapshot": artifacts.read_info(base)["fingerprint"]}
+    inputs["index"] = index.folder_of(config.finetune.retriever, base)
+    details["index_snapshot"] = artifacts.read_info(base)["fingerprint"]
   else:
     details["score_weight"] = float(model.score_weight.numpy())
   return snapshots.publish(os.path.join(workdir, "snapshots"), config.finetune.steps, models, tokenizer=tokenizer,
-                           made_by="finetune", details=details)
+                           made_by="finetune", details=details, inputs=inputs)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from realm_tf import artifacts, checkpoints, index, passages, progress, published, settings, snapshots
+from realm_tf import artifacts, checkpoints, index, ownership, passages, progress, published, settings, snapshots
 from realm_tf.checkpoints import CheckpointError, Tensor
 from realm_tf.models.span_reader import SpanReader
+from realm_tf.paths import split as split_paths
 from realm_tf.published import Loaded, Source
 from realm_tf.tokenization import Tokenizer, write_vocabulary
 
@@ -124,6 +125,11 @@ def import_checkpoint(paths: Sequence[str], output: str, *, vocab: str | None = 
   Raises:
     CheckpointError: a source that is not known, damaged or incomplete, or parts that do not belong together.
   """
+  snapshot = artifacts.step_folder(os.path.join(output, "snapshots"), 0)
+  folders = {"passages": os.path.join(output, "passages"), "index": index.folder_of(output, snapshot)}
+  reads = [path for path in (*paths, vocab, blocks) if path and artifacts.gfile.exists(path)]
+  for kind, folder in {snapshots.KIND: snapshot, **folders}.items():
+    ownership.check_output(folder, kind=kind, reads=reads)
   sources = [published.find(path, **config) for path in paths]
   loaded = load_models(sources)
   models = {name: part.model for name, part in loaded.items()}
@@ -131,17 +137,17 @@ def import_checkpoint(paths: Sequence[str], output: str, *, vocab: str | None = 
   tokenizer = find_tokenizer(sources, vocab, lower_case, size=size)
   embedded = _embedded(sources, blocks, trust_pickle=trust_pickle)
   _report(paths, loaded)
-  snapshot = artifacts.step_folder(os.path.join(output, "snapshots"), 0)
-  folders = {"passages": os.path.join(output, "passages"), "index": index.folder_of(output, snapshot)}
   details = {"imported_from": [os.path.basename(path.rstrip("/")) for path in paths]}
   if isinstance(models.get("reader"), SpanReader):
     details |= {"num_read": _num_read(sources)}
     if embedded:
-      details |= {"retrieval": "dense", "index_snapshot": None, **folders}  # the index is its own
-  snapshots.publish(os.path.dirname(snapshot), 0, models, tokenizer=tokenizer, made_by="import_checkpoint", details=details)
+      details |= {"retrieval": "dense", "index_snapshot": None}  # the index is its own
   if embedded:
     with _as_records(embedded.blocks) as records:
       write_passages(records, folders["passages"], tokenizer=tokenizer, num_passages=embedded.embeddings.shape[0])
+  snapshots.publish(os.path.dirname(snapshot), 0, models, tokenizer=tokenizer, made_by="import_checkpoint", details=details,
+                    inputs={"passages": folders["passages"]} if embedded else {})
+  if embedded:
     write_index(embedded.embeddings, folders["index"], snapshot=snapshot, passages_folder=folders["passages"])
   return snapshot
 
@@ -258,12 +264,12 @@ def main(argv: Sequence[str]) -> None:
   del argv
   args = flags.FLAGS
   config = {"num_attention_heads": args.num_heads} if args.num_heads else {}
-  print(import_checkpoint(args.source, args.output, vocab=args.vocab, lower_case=args.lower_case, blocks=args.blocks,
+  print(import_checkpoint(split_paths(args.source), args.output, vocab=args.vocab, lower_case=args.lower_case, blocks=args.blocks,
                           trust_pickle=args.trust_pickle, config=config))
 
 
 if __name__ == "__main__":
-  flags.DEFINE_list("source", None, "Folders of published checkpoints, separated by commas; or a KerasHub preset.", required=True)
+  flags.DEFINE_string("source", None, "Folders of published checkpoints, separated by commas; or a KerasHub preset.", required=True)
   flags.DEFINE_string("output", None, "The workdir to write.", required=True)
   flags.DEFINE_string("vocab", None, "A vocab.txt, where the sources have none.")
   flags.DEFINE_bool("lower_case", None, "Whether the vocabulary is uncased, where the sources do not tell (yes).")

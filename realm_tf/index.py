@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts
+from realm_tf import artifacts, paths
 
 KIND = "index"
 MISSING = -1  # number where ScaNN found fewer candidates than asked for (the null passage's); its score is -inf
@@ -68,7 +68,7 @@ def shard_name(shard: int, num_shards: int) -> str:
 
 def shard_paths(folder: str) -> list[str]:
   """The embedding files of a folder (complete or being written), in order of their rows."""
-  return sorted(artifacts.gfile.glob(os.path.join(folder, "embeddings-*-of-*.npy")))
+  return paths.listed(folder, r"embeddings-\d{5,}-of-\d{5,}\.npy")
 
 
 def write_shard(path: str, embeddings: np.ndarray) -> None:
@@ -216,7 +216,7 @@ class ScannSearcher(tf.Module):
   @classmethod
   def load(cls, folder: str, **settings) -> "ScannSearcher":
     _scann_ops()  # registers the op that the SavedModel holds
-    return cls(tf.saved_model.load(folder), **settings)
+    return cls(tf.saved_model.load(paths.literal(folder)), **settings)
 
   def search(self, queries: tf.Tensor, num: int) -> SearchResult:
     """Like `ExactSearcher.search`, but a near neighbour may be missed.
@@ -292,9 +292,22 @@ def folder_of(workdir: str, snapshot: str) -> str:
   return artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
 
 
-def passages_of(folder: str) -> str:
-  """The passages folder that an index was made from."""
-  return artifacts.read_info(folder, kind=KIND)["inputs"]["passages"]["path"]
+def passages_of(folder: str, *, advice: str | None = None) -> str:
+  """The passages folder that an index was made from; `advice` is what to do where that is not found."""
+  return artifacts.find_input(folder, "passages", advice=advice)
+
+
+def of_snapshot(workdir: str, snapshot: str) -> str:
+  """The index of a workdir's snapshot: the one that it was fine-tuned with, or its own below the workdir.
+
+  Raises:
+    ArtifactError: it was fine-tuned with one that is nowhere.
+  """
+  info = artifacts.read_info(snapshot)
+  if "index" not in info["inputs"]:
+    return folder_of(workdir, snapshot)
+  return artifacts.find_input(  # whatever its searcher
+      snapshot, "index", accept=lambda found: found["inputs"]["snapshot"]["fingerprint"] == info["index_snapshot"])
 
 
 def load(folder: str, *, snapshot: str | None = None, passages: str | None = None,

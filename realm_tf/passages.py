@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts
+from realm_tf import artifacts, paths
 from realm_tf.tokenization import Tokenizer
 
 KIND = "passages"
@@ -146,7 +146,7 @@ def decode(record: bytes, row_type: type[Passage] | type[Sentence]) -> Passage |
 
 def shard_paths(folder: str) -> list[str]:
   """The record files of a passages or spans folder (complete or being written), in order of their rows."""
-  return sorted(artifacts.gfile.glob(os.path.join(folder, "*-of-*.tfrecord.gz")))
+  return paths.listed(folder, r"[a-z]+-\d{5,}-of-\d{5,}\.tfrecord\.gz")
 
 
 def shard_name(kind: str, shard: int, num_shards: int) -> str:

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -24,12 +25,14 @@ import tabulate
 from absl import flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, plots, progress, settings, stages
+from realm_tf import artifacts, ownership, paths, plots, progress, settings, stages
 from realm_tf.stages import PORT, Stage
 
 STATE = "pipeline.json"
 SUMMARY = "summary.json"
 PLOT = "training.png"
+_DIGESTS = "digests"  # in the state beside the stages: names, sizes and dates of files -> digest of their content
+_UNREAD = re.compile(r"(^|/)\.|[\ud800-\udfff]|/$")  # hidden names, names that are not UTF-8, empty folders
 _HARMLESS = ("log_every", "checkpoint_every", "workdir")  # settings that change no result
 _SAVE_EVERY_SECS = 5.0  # how often a running stage's time is written down
 _SERVER_STARTS_SECS = 120.0
@@ -51,7 +54,7 @@ class Runner:
   """
 
   def __init__(self, run_dir: str, config: Mapping):
-    self.path, self.config = os.path.join(run_dir, STATE), config
+    self.path, self.config, self.run_dir = os.path.join(run_dir, STATE), config, run_dir
     self.state = json.loads(artifacts.read_text(self.path)) if artifacts.gfile.exists(self.path) else {}
     artifacts.gfile.makedirs(run_dir)
 
@@ -62,7 +65,7 @@ class Runner:
       PipelineError: it failed, or it was trained from something else.
     """
     settings_, entry = self._settings_of(stage), self.state.get(stage.name)
-    changed = entry is not None and _differences(entry["settings"], settings_)
+    changed = entry is not None and _differences(entry["settings"], settings_, stage)
     if entry is not None and entry["done"] and not changed and all(map(_is_there, stage.outputs)):
       print(f"{title}: done before, {entry['wall_secs']:.0f} s", flush=True)
       return
@@ -82,15 +85,27 @@ class Runner:
     self._save()
 
   def redo(self, found: Sequence[Stage], first: str) -> None:
-    """Deletes what a stage and all later ones left."""
+    """Deletes what a stage and all later ones left.
+
+    Raises:
+      PipelineError: there is no such stage, or something else lies among what they left; then nothing is deleted.
+    """
     names = [stage.name for stage in found]
     if first not in names:
       raise PipelineError(f"--redo={first!r} is no stage of this config; wanted one of: {', '.join(names)}.")
+    doomed = []
+    for stage in found[names.index(first):]:
+      for path in sorted({stage.folder, *stage.outputs}):
+        if added := ownership.strays(path, stage.leaves):
+          raise PipelineError(
+              f"--redo={first} would delete {os.path.join(path, added[0])!r}, which no stage wrote ({len(added)} such "
+              "files there). Move it away first.")
+        if artifacts.gfile.isdir(path) or stage.name in self.state:  # a file may be the user's
+          doomed.append(path)
+    for path in doomed:
+      _delete(path)
     for stage in found[names.index(first):]:
       self.state.pop(stage.name, None)
-      for path in {stage.folder, *stage.outputs}:
-        if artifacts.gfile.exists(path):
-          (artifacts.gfile.rmtree if artifacts.gfile.isdir(path) else artifacts.gfile.remove)(path)
     self._save()
 
   def _call(self, stage: Stage) -> int:
@@ -117,13 +132,32 @@ class Runner:
     artifacts.write_text(self.path, json.dumps(self.state, indent=2) + "\n")
 
   def _settings_of(self, stage: Stage) -> dict[str, object]:
-    """What the stage's result depends on."""
-    command = "" if stage.sections else " ".join(stage.command)  # a trainer's flags are settings
-    found = {"command": command, **stage.differs, **{f"content of {path}": _content(path) for path in stage.inputs}}
+    """What the stage's result depends on, wherever the run and its inputs are."""
+    found = {"command": [] if stage.sections else stage.command, **stage.differs}  # a trainer's flags are settings
     for section in stage.sections:
       values = self.config[section] if isinstance(self.config[section], Mapping) else {"": self.config[section]}
       found = {f"{section}.{name}".rstrip("."): value for name, value in values.items() if name not in _HARMLESS} | found
+    places = {path: f"output {at}" for at, path in enumerate((stage.folder, *stage.outputs))}
+    places |= {path: _input(at) for at, path in enumerate(stage.inputs)}
+    found = {name: _without_places(value, places, self.run_dir) for name, value in found.items()}
+    found |= {f"content of {_input(at)}": self._content(path) for at, path in enumerate(stage.inputs)}
     return json.loads(json.dumps(found))
+
+  def _content(self, path: str) -> str:
+    """What tells whether an input changed: an artifact's or a workdir's fingerprint, else a digest of all files.
+
+    Files are read again only where their names, sizes or dates are others than at any time before.
+    """
+    if artifacts.is_complete(path) and (info := ownership.own_info(path)):
+      return info["fingerprint"]
+    if snapshot := artifacts.latest(os.path.join(path, "snapshots")):
+      return artifacts.read_info(snapshot)["fingerprint"]
+    files = [file for part in paths.split(path) for match in paths.matching(part) for file in _files(match)]
+    stats = [(name, stat.length, stat.mtime_nsec) for name, stat in ((name, artifacts.gfile.stat(at)) for name, at in files)]
+    known, key = self.state.setdefault(_DIGESTS, {}), artifacts.fingerprint_of(stats)
+    if key not in known:
+      known[key] = artifacts.fingerprint_of([(name, artifacts.file_digest(at)) for name, at in files])
+    return known[key]
 
 
 def _start(command: Sequence[str], *, beside: bool = False) -> subprocess.Popen:
@@ -166,32 +200,55 @@ def _end_with(parent_pid: int) -> None:
     os._exit(1)
 
 
-def _differences(before: Mapping, now: Mapping) -> list[str]:
-  return [f"{name}: {before.get(name)!r} before, {now.get(name)!r} now" for name in sorted({*before, *now})
+def _input(at: int) -> str:
+  return f"input {at}"
+
+
+def _without_places(value, places: Mapping[str, str], run_dir: str):
+  """A setting whose paths are told by what they are to the stage, or as seen from the run's folder."""
+  if isinstance(value, (list, tuple)):
+    return [_without_places(part, places, run_dir) for part in value]
+  if not isinstance(value, str):
+    return value
+  if value in places:
+    return places[value]
+  flag, equals, rest = value.partition("=")
+  if flag.startswith("--") and equals:
+    return f"{flag}={_without_places(rest, places, run_dir)}"
+  inside = value.removeprefix(run_dir.rstrip("/") + "/")
+  if inside != value:
+    return f"run_dir/{os.path.normpath(inside)}"
+  return f"run_dir/{paths.relative(value, run_dir)}" if "/" in value and paths.holds(run_dir, value) else value
+
+
+def _differences(before: Mapping, now: Mapping, stage: Stage) -> list[str]:
+  """What is not as before, with the paths of the inputs."""
+  shown = {f"content of {_input(at)}": f"content of {path}" for at, path in enumerate(stage.inputs)}
+  return [f"{shown.get(name, name)}: {before.get(name)!r} before, {now.get(name)!r} now" for name in sorted({*before, *now})
           if before.get(name) != now.get(name)]
+
+
+def _delete(path: str) -> None:
+  """Deletes a file, or a folder that holds no links; of a folder that is a link, what is in it."""
+  real = paths.resolve(path)
+  if artifacts.gfile.isdir(real):
+    artifacts.gfile.rmtree(real)
+    if os.path.islink(path):
+      artifacts.gfile.makedirs(real)
+  elif artifacts.gfile.exists(path):
+    artifacts.gfile.remove(path)
 
 
 def _is_there(path: str) -> bool:
   return artifacts.is_complete(path) if artifacts.gfile.isdir(path) else artifacts.gfile.exists(path)
 
 
-def _content(path: str) -> str:
-  """What tells whether an input changed: an artifact's or a workdir's fingerprint, a file's digest, else sizes and dates."""
-  if artifacts.is_complete(path):
-    return artifacts.read_info(path)["fingerprint"]
-  if snapshot := artifacts.latest(os.path.join(path, "snapshots")):
-    return artifacts.read_info(snapshot)["fingerprint"]
-  paths = [name for pattern in path.split(",") for match in artifacts.gfile.glob(pattern) for name in _files(match)]
-  if paths == [path]:
-    return artifacts.file_digest(path)[:16]
-  stats = ((name, artifacts.gfile.stat(name)) for name in sorted(paths))
-  return artifacts.fingerprint_of([(name, stat.length, stat.mtime_nsec) for name, stat in stats])
-
-
-def _files(path: str) -> list[str]:
-  if not artifacts.gfile.isdir(path):
-    return [path]
-  return [os.path.join(folder, name) for folder, _, names in artifacts.gfile.walk(path) for name in names]
+def _files(path: str) -> list[tuple[str, str]]:
+  """(relative name, path) of a file, or of all files below a folder that can be read and are not hidden."""
+  if not paths.is_folder(path):
+    return [(os.path.basename(path), path)]
+  found = [(name, os.path.join(path, name)) for name in ownership.contents_of(path)]
+  return [(name, at) for name, at in found if not _UNREAD.search(name) and artifacts.gfile.exists(at)]
 
 
 # ============================================================================================================== summary

@@ -31,7 +31,7 @@ import tabulate
 import tensorflow as tf
 from absl import flags
 
-from realm_tf import artifacts, metrics, progress, settings
+from realm_tf import artifacts, metrics, ownership, paths, progress, settings
 
 MAX_ANSWER_TOKENS = 5  # of Natural Questions' own tokens
 _HASH_BUCKETS, _DEV_SHARE = 100_000, 10
@@ -247,11 +247,13 @@ def prepare(name: str, inputs: str, output: str, *, split: str = "train") -> str
   Raises:
     UserError: no such file, or no usable question in them.
   """
-  paths = [path for pattern in inputs.split(",") for path in sorted(artifacts.gfile.glob(pattern))]
-  if not paths:
+  files = [path for pattern in paths.split(inputs) for path in paths.matching(pattern)]
+  if not files:
     raise artifacts.UserError(f"no file {inputs!r}; give the published files of {name}.")
+  for part in ("train", "dev", "test"):
+    ownership.check_apart(os.path.join(output, f"{part}.jsonl"), files)
   kept, rejected, rate = [], [], progress.Rate("records")
-  for path in paths:
+  for path in files:
     for number, record in records(path):
       try:
         kept.append(question_of(record, DATASETS[name]))

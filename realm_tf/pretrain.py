@@ -17,7 +17,8 @@ import keras
 import numpy as np
 
 from realm_tf import (
-    artifacts, examples, metrics, passages, questions, refresh, retrieval, settings, snapshots, training)
+    artifacts, examples, index, metrics, ownership, passages, paths, questions, refresh, retrieval, settings, snapshots,
+    training)
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.realm import RealmModel
 from realm_tf.models.retriever import Retriever
@@ -37,10 +38,15 @@ class Batches:
 
   def __init__(self, config, table: passages.PassageTable, tokenizer):
     self.config, self.table, self.tokenizer = config, table, tokenizer
-    self.sentences, self.knowledge_sentences = (
-        examples.MaskedSentences(folder, tokenizer=tokenizer, query_length=config.retriever.query_length,
-                                 max_masks=config.reader.max_masks, knowledge=table.fingerprint, masking=config.masking)
-        for folder in (config.spans, config.knowledge_spans))
+    self.sentences = self._read(config.spans)
+    same = paths.resolve(config.spans) == paths.resolve(config.knowledge_spans)  # X is Z
+    self.knowledge_sentences = self.sentences if same else self._read(config.knowledge_spans)
+
+  def _read(self, folder: str) -> examples.MaskedSentences:
+    config = self.config
+    return examples.MaskedSentences(
+        folder, tokenizer=self.tokenizer, query_length=config.retriever.query_length, max_masks=config.reader.max_masks,
+        knowledge=self.table.fingerprint, masking=config.masking)
 
   def masked_lm(self, step: int, *, batch_size: int, pretraining_every: int,
                 indexed: retrieval.IndexedRetriever | None = None) -> dict[str, np.ndarray]:
@@ -202,6 +208,8 @@ def pretrain(config, workdir: str) -> str:
     UserError: a corpus of fewer passages than candidates.
   """
   keras.utils.set_random_seed(config.seed)
+  training.check_workdir(workdir, config.realm.steps)
+  ownership.check_numbered(os.path.join(workdir, "indexes"), kind=index.KIND)
   table = passages.load(config.passages)
   tokenizer = settings.tokenizer(config.passages)
   check_corpus(config, table)

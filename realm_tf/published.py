@@ -17,7 +17,7 @@ import keras
 import keras_hub
 import numpy as np
 
-from realm_tf import artifacts, checkpoints
+from realm_tf import artifacts, checkpoints, paths
 from realm_tf.artifacts import gfile
 from realm_tf.checkpoints import CheckpointError, Tensor, Tensors
 from realm_tf.models.masked_reader import MaskedReader
@@ -258,7 +258,7 @@ def _tensorflow_prefix(path: str) -> str:
   if gfile.exists(f"{module}.index"):
     return module
   step_of = lambda name: int((re.findall(r"-(\d+)\.index$", name) or [-1])[0])
-  indexes = sorted(gfile.glob(os.path.join(path, "*.index")), key=step_of)
+  indexes = sorted(paths.listed(path, r".*\.index"), key=step_of)
   if not indexes:
     raise CheckpointError(
         f"nothing that is known in {path!r}; wanted a Hugging Face folder (config.json and weights), a TF1 Hub module (saved_model.pb "

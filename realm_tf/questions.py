@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from realm_tf import artifacts, examples, metrics, settings
+from realm_tf import artifacts, examples, metrics, ownership, settings
 from realm_tf.passages import Ragged
 from realm_tf.tokenization import Tokenizer
 
@@ -142,8 +142,10 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
     Number of questions by part.
 
   Raises:
-    UserError: a line without a title, or a part without questions.
+    UserError: a line without a title, a part without questions, or a part that would be written over the source.
   """
+  for path in (train, test):
+    ownership.check_apart(path, [source])
   parts = {train: [], test: []}
   for number, line in enumerate(artifacts.read_text(source).splitlines(), 1):
     try:

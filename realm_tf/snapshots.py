@@ -19,20 +19,21 @@ _CLASSES = {cls.__name__: cls for cls in (Retriever, MaskedReader, SpanReader)}
 
 
 def publish(root: str, step: int, models: Mapping[str, keras.Model], *, tokenizer: Tokenizer, made_by: str,
-            details: Mapping = {}) -> str:
+            details: Mapping = {}, inputs: Mapping[str, str] = {}) -> str:
   """Writes `root/<step>`: each model's config and weights, and the vocabulary.
 
   Args:
     models: "retriever" and, where there is one, "reader".
     made_by: the trainer's name, for info.json.
     details: what else info.json should say.
+    inputs: the artifacts that readers of this snapshot need: "passages", and the "index" it was fine-tuned with.
 
   Returns:
     The snapshot's folder.
   """
   folder = artifacts.step_folder(root, step)
   config = {name: {"class": type(model).__name__, "config": model.get_config()} for name, model in models.items()}
-  with artifacts.publish(folder, kind=KIND, config=config, inputs={}) as staged:
+  with artifacts.publish(folder, kind=KIND, config=config, inputs=inputs) as staged:
     digests = []
     for name, model in models.items():
       path = os.path.join(staged.path, f"{name}.weights.h5")

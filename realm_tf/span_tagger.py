@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts, examples
+from realm_tf import artifacts, examples, paths
 from realm_tf.conll import Span
 from realm_tf.models.tagger import BEGIN, INSIDE, NUM_BOUNDS, OUTSIDE, Tagger
 from realm_tf.tokenization import Tokenizer, Tokens
@@ -117,7 +117,7 @@ def save(tagger: SpanTagger, folder: str) -> str:
   """Writes the SavedModel of a tagger folder, whose one signature takes `sentences`; returns what its weights are known by."""
   path = os.path.join(folder, _SAVED_MODEL)
   tf.saved_model.save(tagger, path, signatures=tagger.__call__.get_concrete_function())
-  weights, = artifacts.gfile.glob(os.path.join(path, "variables", "variables.data-*"))
+  weights, = paths.listed(os.path.join(path, "variables"), r"variables\.data-.*")
   return artifacts.file_digest(weights)
 
 
@@ -128,7 +128,7 @@ def load(folder: str) -> Callable[[tf.Tensor], Mapping[str, tf.Tensor]]:
     ArtifactError: not a complete tagger folder.
   """
   artifacts.read_info(folder, kind=KIND)
-  return tf.saved_model.load(os.path.join(folder, _SAVED_MODEL))
+  return tf.saved_model.load(paths.literal(os.path.join(folder, _SAVED_MODEL)))
 
 
 def find_names(tagger: Callable[[tf.Tensor], Mapping[str, tf.Tensor]], sentences: Sequence[str]) -> list[list[Span]]:

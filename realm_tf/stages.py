@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from realm_tf import artifacts
 
 PORT = "{port}"  # in a stage's commands: a free one
+_WORKDIR_FILES = (r"(warmup/)?(metrics\.jsonl|refresh\.log|tensorboard/.*)(\.partial-\d+)?"
+                  r"|indexes/refreshing\.json")  # of a trainer
+_CORPUS_FILES = r"(knowledge|pretraining)/part-\d+\.jsonl|(questions|clozes)\.\w+\.jsonl|facts\.jsonl"
 
 
 class ConfigError(artifacts.UserError):
@@ -26,6 +29,7 @@ class Stage:
     sections: of the config, what the stage depends on; only trainers have any.
     differs: settings of this stage alone, over the config's.
     server: a second command, which runs, listening on `PORT`, while the stage does.
+    leaves: regular expression of the files below `folder` that the command leaves outside of artifacts.
   """
 
   name: str
@@ -36,6 +40,7 @@ class Stage:
   sections: Sequence[str] = ()
   differs: Mapping[str, object] = dataclasses.field(default_factory=dict)
   server: Sequence[str] = ()
+  leaves: str = ""
 
 
 def stages(config, *, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
@@ -80,18 +85,20 @@ def corpus(config) -> list[Stage]:
     found.append(Stage(
         "corpus", ("quickstart_corpus.generate", f"--output={folder}", f"--seed={config.seed}",
                    f"--num_entities={section.num_entities}"),
-        inputs=(), outputs=(os.path.join(folder, "facts.jsonl"),), folder=folder))
+        inputs=(), outputs=(os.path.join(folder, "facts.jsonl"),), folder=folder, leaves=_CORPUS_FILES))
   beam = ("--", *section.beam_args) if section.beam_args else ()
+  tagger = () if section.tagger == "rules" or section.tagger.startswith("spacy:") else (section.tagger,)  # its folder
 
   def passages(name: str, articles: str, output: str, vocabulary: Sequence[str]) -> Stage:
+    also = [flag.partition("=")[2] for flag in vocabulary if not flag.startswith("--vocab_size=")]
     return Stage(
         name, ("beam_jobs.make_passages", f"--input={articles}", f"--format={section.format}", f"--max_tokens={section.max_tokens}",
                *vocabulary, f"--output={output}", *beam),
-        inputs=(articles,), outputs=(output,), folder=output)
+        inputs=(articles, *also), outputs=(output,), folder=output)
 
   def spans(name: str, source: str, output: str) -> Stage:
     return Stage(name, ("beam_jobs.annotate_spans", f"--passages={source}", f"--tagger={section.tagger}", f"--output={output}", *beam),
-                 inputs=(source,), outputs=(output,), folder=output)
+                 inputs=(source, *tagger), outputs=(output,), folder=output)
 
   if section.vocab:
     vocabulary = (f"--vocab={section.vocab}",)
@@ -115,7 +122,7 @@ def _trainer(name: str, module: str, config_path: str, overrides: Mapping[str, o
              differs: Mapping[str, object] | None = None, **what) -> Stage:
   flags = [f"--config.{path}={value}" for path, value in {**overrides, **(differs or {})}.items()]
   return Stage(name, (f"realm_tf.{module}", f"--config={config_path}", *flags, f"--workdir={workdir}"), folder=workdir,
-               differs=differs or {}, **what)
+               differs=differs or {}, leaves=_WORKDIR_FILES, **what)
 
 
 def _spans(config, overrides: Mapping[str, object]) -> tuple[Mapping[str, object], list[str]]:
@@ -131,16 +138,22 @@ def warm_starts(config, config_path: str, overrides: Mapping[str, object]) -> li
   mlm, ict, found = config.mlm.workdir, config.ict.workdir, []
   if config.mlm.steps:
     found.append(_trainer(
-        "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans),
+        "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans, *_preset(config)),
         outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "masking", "mlm")))
   return found + [_trainer(
       "ict", "pretrain_ict", config_path, overrides, workdir=ict,
-      inputs=(config.passages, *(_warm(config) if config.ict.from_mlm else ())),
+      inputs=(config.passages, *(_warm(config) if config.ict.from_mlm else ()), *_preset(config)),
       outputs=(_snapshot(ict, config.ict.steps),), sections=("seed", "encoder", "retriever", "ict"))]
 
 
 def _warm(config) -> Sequence[str]:
   return (config.mlm.workdir,) if config.mlm.steps else ()
+
+
+def _preset(config) -> Sequence[str]:
+  """The folder of a published encoder; a preset that has only a name is a setting."""
+  preset = config.encoder.preset
+  return (preset,) if preset and artifacts.gfile.exists(preset) else ()
 
 
 def realm(config, config_path: str, overrides: Mapping[str, object], *, name: str = "realm", workdir: str | None = None,
@@ -155,7 +168,7 @@ def realm(config, config_path: str, overrides: Mapping[str, object], *, name: st
   workdir, ict = workdir or config.realm.workdir, config.ict.workdir
   return _trainer(
       name, "pretrain", config_path, overrides, workdir=workdir, differs=differs,
-      inputs=(config.passages, *spans, *_warm(config), ict),
+      inputs=(config.passages, *spans, *_warm(config), ict, *_preset(config)),
       outputs=(_snapshot(workdir, config.realm.steps), _index(workdir, config.realm.steps), _index(ict, config.ict.steps)),
       sections=("seed", "encoder", "retriever", "reader", "masking", "warmup", "searcher", "realm", "refresh"))
 

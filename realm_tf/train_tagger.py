@@ -20,7 +20,7 @@ from keras import ops
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 
-from realm_tf import artifacts, conll, examples, salient_spans, settings, span_tagger, training
+from realm_tf import artifacts, conll, examples, ownership, salient_spans, settings, span_tagger, training
 from realm_tf.conll import ConllError, Document, Sentence, Span
 from realm_tf.models.tagger import NUM_BOUNDS, Tagger
 from realm_tf.optimizer import bert_optimizer
@@ -205,6 +205,8 @@ def train_tagger(config, workdir: str) -> str:
     EncoderError: the encoder does not fit the vocabulary or the length.
   """
   keras.utils.set_random_seed(config.seed)
+  folder = os.path.join(workdir, span_tagger.KIND)
+  ownership.check_output(folder, kind=span_tagger.KIND, reads=conll.matching(config.tagger.train))
   section, tokenizer = config.tagger, Tokenizer(config.vocab, lower_case=config.lower_case)
   train, held_out = read_data(section)
   sentences = [sentence for document in train for sentence in document]
@@ -222,7 +224,6 @@ def train_tagger(config, workdir: str) -> str:
   exported = span_tagger.SpanTagger(tagger, tokenizer, types=types, length=section.length)
   scores = score_held_out(exported, held_out)
   print(_table(scores))
-  folder = os.path.join(workdir, span_tagger.KIND)
   recipe = {"tagger": tagger.get_config(), "types": types, "length": section.length, "vocab": tokenizer.fingerprint}
   with artifacts.publish(folder, kind=span_tagger.KIND, config=recipe, inputs={}) as staged:
     staged.content = span_tagger.save(exported, staged.path)

@@ -9,14 +9,36 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts, snapshots
-from realm_tf.progress import MetricsLog
+from realm_tf import artifacts, ownership, snapshots
+from realm_tf.progress import METRICS, MetricsLog, read_metrics
 
 CHECKPOINT = "checkpoint"
+_RATE = "examples_per_sec"  # in every row of metrics.jsonl
 
 
 class TrainingError(artifacts.UserError):
   """Training cannot go on; the message says at which step and what to try."""
+
+
+def check_workdir(workdir: str, steps: int) -> None:
+  """Checks, before any work is done, that a trainer finds in its workdir nothing but what one left there.
+
+  Args:
+    steps: of the snapshot that it will end with.
+
+  Raises:
+    UserError: names what stands in the way.
+  """
+  roots = {kind: os.path.join(workdir, f"{kind}s") for kind in (CHECKPOINT, snapshots.KIND)}
+  for kind, root in roots.items():
+    ownership.check_numbered(root, kind=kind)
+  ownership.check_output(artifacts.step_folder(roots[snapshots.KIND], steps), kind=snapshots.KIND)
+  log, rows = os.path.join(workdir, METRICS), read_metrics(workdir)
+  begun = artifacts.gfile.exists(log) and "\n" in artifacts.read_text(log)
+  if begun and not (rows and all(isinstance(row, dict) and {"step", _RATE} <= set(row) for row in rows)):
+    raise artifacts.UserError(
+        f"{log!r} was not written by a trainer of REALM, and would be written over. Move it "
+        "away, or give another workdir.")
 
 
 def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]], *, workdir: str, steps: int, log_every: int,
@@ -32,8 +54,10 @@ def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]]
     extra_metrics: further values for those rows.
 
   Raises:
+    UserError: something of somebody else's stands in the workdir.
     TrainingError: the loss is not finite, or the batch does not divide by the devices that the model was built on.
   """
+  check_workdir(workdir, steps)
   if steps % log_every or checkpoint_every % log_every:
     raise TrainingError(f"steps is {steps} and checkpoint_every {checkpoint_every}; both must be multiples of log_every, {log_every}.")
   strategy = model.distribute_strategy
@@ -111,6 +135,6 @@ class _Report(keras.callbacks.Callback):
     secs = time.monotonic() - self.since
     self.since = time.monotonic()
     rate = self.log_every * self.batch_size / secs
-    self.log.write(self.step, {**logs, "examples_per_sec": rate, "secs": secs, **self.extra_metrics()})
+    self.log.write(self.step, {**logs, _RATE: rate, "secs": secs, **self.extra_metrics()})
     if self.step % self.checkpoint_every == 0:
       save(self.model, self.workdir, self.step)

@@ -3,8 +3,7 @@
     python -m serving.export --workdir=W --output=M [--searcher=scann]
 
 W is the workdir of realm_tf.finetune: the model answers questions, and where the pre-trained snapshot that W's index came from
-is at hand (or given as --pretrained), it also fills blanks. A workdir of realm_tf.pretrain retrieves and fills blanks. Relative
-paths in W's info.json are taken from the current folder, as by realm_tf.evaluate. --searcher=exact, the default, needs no op
+is at hand (or given as --pretrained), it also fills blanks. A workdir of realm_tf.pretrain retrieves and fills blanks. --searcher=exact, the default, needs no op
 beyond TensorFlow's and TensorFlow Text's, so that the stock image serves it; --searcher=scann needs a server with ScaNN's op.
 
 Each export is a new version M/1, M/2, .. It is written as M/.staging-N, which TensorFlow Serving passes over because that is
@@ -22,7 +21,7 @@ import tensorflow as tf
 from absl import flags, logging
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from realm_tf import artifacts, evaluate, examples, index, passages, settings, snapshots
+from realm_tf import artifacts, evaluate, examples, index, ownership, passages, settings, snapshots
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
@@ -85,10 +84,12 @@ def find_system(workdir: str, *, pretrained: str | None = None, index_folder: st
     raise artifacts.UserError(
         f"{workdir!r} is a baseline (finetune.retrieval={info['retrieval']}); export one with finetune.retrieval=dense.")
   if fine_tuned:
-    index_folder, passages_folder = index_folder or info["index"], passages_folder or info["passages"]
+    made_with = None if index_folder and pretrained else _index_if_found(workdir, snapshot, must_exist=not index_folder)
+    index_folder = index_folder or made_with
+    passages_folder = passages_folder or artifacts.find_input(snapshot, "passages")
     evaluate.check_index_snapshot(index_folder, (info["index_snapshot"], info["fingerprint"]))
-    with_masks = _pretrained_snapshot(pretrained or os.path.dirname(os.path.dirname(info["index"].rstrip("/"))),
-                                      info["index_snapshot"], must_exist=pretrained is not None)
+    beside = pretrained or os.path.dirname(os.path.dirname((made_with or index_folder).rstrip("/")))
+    with_masks = _pretrained_snapshot(beside, info["index_snapshot"], must_exist=pretrained is not None)
   else:
     index_folder = index_folder or index.folder_of(workdir, snapshot)
     passages_folder = passages_folder or index.passages_of(index_folder)
@@ -104,6 +105,16 @@ def find_system(workdir: str, *, pretrained: str | None = None, index_folder: st
       span_reader=snapshots.load_model(snapshot, "reader") if fine_tuned else None, num_read=info.get("num_read"),
       pretrained=snapshots.load_retriever(with_masks) if with_masks else None,
       masked_reader=snapshots.load_model(with_masks, "reader") if with_masks else None)
+
+
+def _index_if_found(workdir: str, snapshot: str, *, must_exist: bool) -> str | None:
+  """The index that a snapshot was fine-tuned with."""
+  try:
+    return index.of_snapshot(workdir, snapshot)
+  except artifacts.ArtifactError:
+    if must_exist:
+      raise
+    return None
 
 
 def _pretrained_snapshot(workdir: str, fingerprint: str, *, must_exist: bool) -> str | None:
@@ -199,7 +210,7 @@ def newest_version(output: str) -> str | None:
 
 def versions(output: str) -> list[int]:
   """The versions that a server would find under M, oldest first."""
-  names = artifacts.gfile.listdir(output) if artifacts.gfile.exists(output) else []
+  names = artifacts.gfile.listdir(output) if artifacts.gfile.isdir(output) else []
   return sorted(int(name.rstrip("/")) for name in names if name.rstrip("/").isdigit())
 
 
@@ -238,10 +249,11 @@ def export(workdir: str, output: str, *, searcher: str = "exact", num_answers: i
   if version in there:
     raise artifacts.UserError(
         f"{output!r} has a version {version}, and servers do not load a version twice; leave --version out.")
+  folder = os.path.join(output, str(version))
+  ownership.check_output(folder, kind=KIND, reads=[os.path.join(workdir, "snapshots")])
   system = find_system(workdir, pretrained=pretrained, index_folder=index_folder, passages_folder=passages_folder)
   sizes = {"num_answers": num_answers, "num_passages": num_passages, "num_retrieved": num_retrieved,
            "num_candidates": num_candidates}
-  folder = os.path.join(output, str(version))
   with artifacts.publish(folder, kind=KIND, config={"searcher": searcher, **sizes}, inputs=system.folders) as staged:
     table = passages.load(system.folders["passages"])
     module, functions, fixed = build(system, table, open_searcher(system.folders["index"], kind=searcher), **sizes)

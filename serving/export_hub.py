@@ -28,7 +28,7 @@ import keras
 import tensorflow as tf
 from absl import flags, logging
 
-from realm_tf import artifacts, examples, settings, snapshots
+from realm_tf import artifacts, examples, ownership, settings, snapshots
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
@@ -142,6 +142,7 @@ def export_hub(workdir: str, output: str) -> dict:
     ArtifactError: no snapshot is there, or it has no retriever.
   """
   snapshot = snapshots.newest(workdir, advice="give the workdir of a trainer that has finished.")
+  ownership.check_output(output, kind=KIND, reads=[snapshot])
   info = artifacts.read_info(snapshot)
   retriever, tokenizer = snapshots.load_retriever(snapshot), snapshots.load_tokenizer(snapshot)
   reader = snapshots.load_model(snapshot, "reader") if "reader" in info["config"] else None

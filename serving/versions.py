@@ -24,6 +24,8 @@ from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from realm_tf import paths
+
 with contextlib.suppress(ImportError):
   from scann.scann_ops.py import scann_ops  # noqa: F401  registers its ops
 
@@ -138,7 +140,7 @@ class Servable:
 
   def __init__(self, name: str, version: int, path: str):
     self.name, self.version, self.path = name, version, path
-    self._model = tf.saved_model.load(path, tags=_TAG)
+    self._model = tf.saved_model.load(paths.literal(path), tags=_TAG)
     saved_model = saved_model_pb2.SavedModel()
     with gfile.GFile(f"{path}/{_SAVED_MODEL}", "rb") as file:
       saved_model.ParseFromString(file.read())

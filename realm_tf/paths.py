@@ -1,0 +1,114 @@
+"""Paths as people write them: local or remote, relative, through links, with commas, brackets and stars in their names.
+
+A path that exists is that path, whatever characters are in it. Only what does not exist is taken for a pattern, and then only
+the parts of it that do not exist.
+"""
+
+import atexit
+import fnmatch
+import os
+import posixpath
+import re
+import shutil
+import tempfile
+
+import tensorflow as tf
+
+gfile = tf.io.gfile
+
+_REMOTE = re.compile(r"([a-z][a-z0-9+.-]*://)([^/]*)(.*)", re.DOTALL)  # scheme, bucket, path
+_MAGIC = re.compile(r"[*?\[\\]")
+
+
+def is_remote(path: str) -> bool:
+  return _REMOTE.fullmatch(path) is not None
+
+
+def resolve(path: str) -> str:
+  """The one way to write a path: absolute, without `..`, links and a last slash; a remote path is only tidied as text."""
+  path = path.removeprefix("file://")
+  if not (remote := _REMOTE.fullmatch(path)):
+    return os.path.realpath(path)
+  scheme, bucket, rest = remote.groups()
+  return f"{scheme}{bucket}{posixpath.normpath('/' + rest.lstrip('/'))}".rstrip("/")
+
+
+def holds(folder: str, path: str) -> bool:
+  """Whether `path` is `folder` or lies inside it."""
+  folder, path = resolve(folder), resolve(path)
+  return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def relative(path: str, start: str) -> str | None:
+  """`path` as seen from the folder `start`; None where the two are on different file systems."""
+  path, start = resolve(path), resolve(start)
+  roots = [remote.group(1, 2) if (remote := _REMOTE.fullmatch(one)) else None for one in (path, start)]
+  if roots[0] != roots[1]:
+    return None
+  return posixpath.relpath(*("/" + "".join(_REMOTE.fullmatch(one)[3]) for one in (path, start))) if roots[0] else (
+      os.path.relpath(path, start))
+
+
+def exists(path: str) -> bool:
+  """Whether something is there; also where its name is not UTF-8, which TensorFlow cannot ask for."""
+  return gfile.exists(path) if is_remote(path) else os.path.exists(path)
+
+
+def is_folder(path: str) -> bool:
+  return gfile.isdir(path) if is_remote(path) else os.path.isdir(path)
+
+
+def names(folder: str) -> list[str]:
+  """The names of what is in a folder, sorted."""
+  found = gfile.listdir(folder) if is_remote(folder) else os.listdir(folder)
+  return sorted(name.rstrip("/") for name in found)
+
+
+def listed(folder: str, pattern: str) -> list[str]:
+  """Paths of what is in a folder and whose whole name matches the regular expression, sorted; none where there is no folder."""
+  if not is_folder(folder):
+    return []
+  return [os.path.join(folder, name) for name in names(folder) if re.fullmatch(pattern, name, re.DOTALL)]
+
+
+def split(text: str) -> list[str]:
+  """Paths and patterns that are separated by commas; a comma in the name of something that exists separates nothing."""
+  if exists(text):
+    return [text]
+  parts, found = text.split(","), []
+  while parts:
+    sizes = (size for size in range(1, len(parts) + 1) if matching(",".join(parts[:size])))
+    size = next(sizes, 1)
+    found.append(",".join(parts[:size]))
+    parts = parts[size:]
+  return [part for part in found if part]
+
+
+def matching(path: str) -> list[str]:
+  """The path itself where it exists, otherwise what it matches as a pattern (`*`, `?`, `[..]`), sorted."""
+  if not path or exists(path):
+    return [path] if path else []
+  folder, pattern = os.path.split(path)
+  if not pattern or not _MAGIC.search(path):
+    return []
+  match = re.compile(fnmatch.translate(pattern)).fullmatch
+  found = []
+  for parent in matching(folder) if folder else [""]:
+    if is_folder(parent or "."):
+      found += [os.path.join(parent, name) for name in names(parent or ".") if match(name)]
+  return found
+
+
+def literal(path: str) -> str:
+  """Another name of a file or folder, for TensorFlow's reader of checkpoints, which takes every path for a pattern.
+
+  It is the path itself where that looks like no pattern, otherwise one through a link that is there until the process ends.
+  """
+  if is_remote(path) or not _MAGIC.search(path):
+    return path
+  folder, name = (path, "") if is_folder(path) else os.path.split(path)
+  scratch = tempfile.mkdtemp()
+  atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+  link = os.path.join(scratch, "link")
+  os.symlink(os.path.abspath(folder), link)
+  return os.path.join(link, name) if name else link
