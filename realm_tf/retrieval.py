@@ -39,6 +39,11 @@ class IndexedRetriever:
   step: int
   folder: str
 
+  @property
+  def num_rows(self) -> int:
+    """Number of passages."""
+    return self.searcher.num_rows
+
   def search(self, query_ids: np.ndarray, num: int) -> Found:
     """The `num` best passages of packed queries [B, Lq] int32."""
     queries = self.retriever.query_tower.predict_on_batch(query_ids)
@@ -62,19 +67,22 @@ def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, ow
   Args:
     query_ids: [B, Lq] int32.
     num: C, the null passage included.
-    own_passages: [B] passages that must not be retrieved (they hold the answer unmasked), or None.
+    own_passages: [B, K] passages that must not be retrieved (they hold the answer unmasked), NULL_PASSAGE where fewer; or None.
     null: put the null passage first.
 
   Returns:
     [B, C] int32 passage numbers.
   """
-  wanted = num - null
-  found = indexed.search(query_ids, wanted + (own_passages is not None)).numbers if wanted else np.zeros([len(query_ids), 0], np.int32)
-  if own_passages is not None and wanted:
-    found = np.stack([row[(row != own) | (row == index.MISSING)][:wanted] for row, own in zip(found, own_passages)])
-  if null:
-    found = np.concatenate([np.full([len(found), 1], NULL_PASSAGE, np.int32), found], axis=1)
-  return found.astype(np.int32)
+  wanted, size = num - null, len(query_ids)
+  own = np.full([size, 0], NULL_PASSAGE) if own_passages is None else own_passages
+  found = np.full([size, num], NULL_PASSAGE, np.int32)  # what is missing counts as the null passage
+  if wanted:
+    numbers = indexed.search(query_ids, max(wanted, min(wanted + own.shape[1], indexed.num_rows))).numbers
+    kept = (numbers == index.MISSING) | ~(numbers[:, :, None] == own[:, None, :]).any(axis=-1)
+    for row, (near, keep) in enumerate(zip(numbers, kept)):
+      near = near[keep][:wanted]
+      found[row, null:null + len(near)] = near
+  return found
 
 
 def search_all(search: Callable[[slice], Found], num_queries: int, *, block: int = 64) -> list[np.ndarray]:

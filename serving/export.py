@@ -15,6 +15,7 @@ object stores, where a rename is a copy, a server that comes too early fails to 
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,6 +37,7 @@ EXTRA_ASSETS = "assets.extra"  # where TensorFlow Serving looks for warm-up requ
 WARM_UP = "tf_serving_warmup_requests"
 WARM_UP_BATCH_SIZES = (1, 32)
 NUM_RETRIEVED = 100
+_QUERIES_AT_ONCE = 64  # sentences that a ScaNN search is measured by
 
 _TRAIN_FIRST = "give the workdir of realm_tf.finetune or realm_tf.pretrain that has finished."
 
@@ -119,13 +121,21 @@ def _pretrained_snapshot(workdir: str, fingerprint: str, *, must_exist: bool) ->
   return None
 
 
-def open_searcher(folder: str, *, kind: str) -> index.ExactSearcher | index.ScannSearcher:
-  """The index's searcher; ScaNN is built from its embeddings where the index was made for exact search."""
+def open_searcher(system: System, table: PassageTable, *, kind: str) -> index.ExactSearcher | index.ScannSearcher:
+  """The index's searcher; ScaNN is built from its embeddings, for the default recall, if the index was made for exact search."""
+  folder = system.folders["index"]
   info = artifacts.read_info(folder, kind=index.KIND)
-  if kind == "scann" and "scann" not in info:
-    embeddings = index.read_embeddings(folder, num_rows=info["counts"]["passages"])
-    return index.ScannSearcher.build(embeddings, index.IndexConfig(searcher=kind))
-  return index.load(folder, searcher=kind)
+  if kind == "exact" or "scann" in info:
+    return index.load(folder, searcher=kind)
+  config, queries = index.IndexConfig(searcher=kind), None
+  if share := index.share_queried(config, len(table)):
+    drawn = examples.draw_sentences(table.text_ids, table.token_starts, table.sentence_starts, share=share, rng=np.random.default_rng(0))
+    packed = examples.pack_queries(drawn.tensor(), tokenizer=system.tokenizer, length=system.retriever.query_length)
+    queries = system.retriever.query_tower.predict(packed, batch_size=_QUERIES_AT_ONCE, verbose=0)
+  searcher = index.ScannSearcher.build(index.read_embeddings(folder, num_rows=len(table)), config, queries)
+  said = index.measured_recall({"config": dataclasses.asdict(config), "scann": searcher.settings})
+  print(f"{folder}: {said}", file=sys.stderr, flush=True)
+  return searcher
 
 
 # ============================================================================================================= the graph
@@ -244,7 +254,8 @@ def export(workdir: str, output: str, *, searcher: str = "exact", num_answers: i
   folder = os.path.join(output, str(version))
   with artifacts.publish(folder, kind=KIND, config={"searcher": searcher, **sizes}, inputs=system.folders) as staged:
     table = passages.load(system.folders["passages"])
-    module, functions, fixed = build(system, table, open_searcher(system.folders["index"], kind=searcher), **sizes)
+    opened = open_searcher(system, table, kind=searcher)
+    module, functions, fixed = build(system, table, opened, **sizes)
     served = dict(functions)
     if signatures.ANSWER.name in served:
       served[signatures.DEFAULT] = served[signatures.ANSWER.name]
@@ -258,7 +269,8 @@ def export(workdir: str, output: str, *, searcher: str = "exact", num_answers: i
       artifacts.write_text(os.path.join(place, SIGNATURES_MD), signatures.markdown(functions, fixed))
       artifacts.write_text(os.path.join(place, SIGNATURES_JSON), described)
     staged.counts = {"passages": len(table)}
-    staged.details = {"signatures": list(served), "sizes": fixed, "vocab_fingerprint": system.tokenizer.fingerprint}
+    staged.details = {"signatures": list(served), "sizes": fixed, "vocab_fingerprint": system.tokenizer.fingerprint,
+                      "search": opened.describe(fixed["K"])}
   return folder
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from beam_jobs import embed_passages
 from realm_tf import artifacts, examples, index, passages, snapshots
+from realm_tf.index import IndexConfig
 from realm_tf.models.retriever import Retriever
 from realm_tf.tokenization import SPECIAL, Tokenizer
 from tests.processes import REPOSITORY, wait_until
@@ -78,7 +79,8 @@ def check_close(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
 
 
 def test_mixed_precision_computes_in_bfloat16(corpus, snapshot, one_by_one, tmp_path):
-  embed_passages.embed(str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus, jit_compile=False, mixed_precision=True)
+  embed_passages.embed(str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus, jit_compile=False,
+                       config=IndexConfig(mixed_precision=True))
   got = embeddings_of(str(tmp_path / "index"))
   far = np.abs(got - one_by_one).max()
   print(f"bfloat16 and float32 differ by at most {far:.4f}")

@@ -136,7 +136,7 @@ def unpacked(ids: np.ndarray) -> list[list[int]]:
 
 
 def sentences_of(table: passages.PassageTable, number: int) -> list[list[int]]:
-  starts, ends = examples.sentence_ranges(table, number)
+  starts, ends = examples.sentence_ranges(table.token_starts[number], table.sentence_starts[number])
   return [table.text_ids[number][start:end].tolist() for start, end in zip(starts, ends)]
 
 
@@ -221,7 +221,7 @@ def test_mask_spans(tokenizer):
   assert got.mask_positions.tolist() == [[2, 3, 0], [1, 0, 0], [1, 2, 3]]
   assert got.targets.tolist() == [[B, C, 0], [E, 0, 0], [G, H, A]]
   assert got.target_mask.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
-  assert got.own_passages.tolist() == [4, -1, 2]
+  assert got.own_passages.tolist() == [[4], [-1], [2]]
   packed = examples.pack_queries(got.ids.tensor(), tokenizer=tokenizer, length=8).numpy()
   masked = np.take_along_axis(packed, got.mask_positions, axis=1)
   print(packed, masked)
@@ -233,7 +233,7 @@ def test_masked_sentences_of_the_toy_corpus(toy):
   config = toy.config()
   tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
   for folder, same in ((config.knowledge_spans, True), (config.spans, False)):
-    data = examples.MaskedSentences(folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table.fingerprint)
+    data = examples.MaskedSentences(folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table)
     written = [row for path in passages.shard_paths(folder) for row in passages.read_shard(path, passages.Sentence)]
     spans = {(tuple(row.ids), start, end) for row in written for start, end in zip(row.span_starts, row.span_ends)}
     fitting = {row for row in spans if row[2] <= 18 and row[2] - row[1] <= 4}
@@ -249,9 +249,9 @@ def test_masked_sentences_of_the_toy_corpus(toy):
         whole[positions - 1] = batch.targets[i][used]
         drawn.add((tuple(whole), positions[0] - 1, positions[-1]))
         if same:
-          assert tuple(whole) in {tuple(s) for s in sentences_of(table, batch.own_passages[i])}
+          assert tuple(whole) in {tuple(s) for s in sentences_of(table, batch.own_passages[i, 0])}
         else:
-          assert batch.own_passages[i] == examples.NULL_PASSAGE
+          assert batch.own_passages[i].tolist() == [examples.NULL_PASSAGE]
     print(f"{folder}: {len(data)} sentences, {len(spans)} spans, {len(fitting)} fit, {len(drawn)} drawn")
     assert drawn <= fitting and len(drawn) > 0.8 * len(fitting) and len(fitting) < len(spans)
     again = data.batch(7, batch_size=8, seed=0)
@@ -270,7 +270,7 @@ def test_the_baselines_mask_15_percent_of_all_sentences(toy, masking):
   config = toy.config()
   tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
   data = examples.MaskedSentences(config.knowledge_spans, tokenizer=tokenizer, query_length=20, max_masks=3, masking=masking,
-                                  knowledge=table.fingerprint)
+                                  knowledge=table)
   everything = [tuple(part) for number in range(len(table)) for part in sentences_of(table, number)]
   assert len(data) == len(everything)
   seen, sizes, cut_words, spans = set(), [], 0, []
@@ -282,7 +282,7 @@ def test_the_baselines_mask_15_percent_of_all_sentences(toy, masking):
       whole = batch.ids[i].copy()
       whole[positions] = batch.targets[i][used]
       assert (batch.ids[i][positions] == tokenizer.mask_id).all() and (np.diff(positions) > 0).all()
-      assert tuple(whole) in {tuple(part) for part in sentences_of(table, batch.own_passages[i])}
+      assert tuple(whole) in {tuple(part) for part in sentences_of(table, batch.own_passages[i, 0])}
       wanted = min(max(1, round(0.15 * min(len(whole), 18))), 3)
       sizes.append((used.sum(), wanted))
       seen.add(tuple(whole))
@@ -320,16 +320,16 @@ def test_random_spans_are_whole_words_of_geometric_length():
 def test_unknown_masking(toy):
   config = toy.config()
   with pytest.raises(artifacts.UserError, match="masking is 'whole_word'; use one of salient, random_span, uniform"):
-    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=20, max_masks=4, knowledge="",
+    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=20, max_masks=4, knowledge=None,
                              masking="whole_word")
 
 
 def test_no_span_fits_and_another_vocabulary(toy, tokenizer):
   config = toy.config()
   with pytest.raises(artifacts.ArtifactError, match="has no span within 3 word pieces"):
-    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=3, max_masks=4, knowledge="")
+    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=3, max_masks=4, knowledge=None)
   with pytest.raises(artifacts.ArtifactError, match="was made with vocabulary .*, this run has .*vocab.txt") as caught:
-    examples.MaskedSentences(config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge="")
+    examples.MaskedSentences(config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=None)
   print(caught.value)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from realm_tf import artifacts, index
+from realm_tf import artifacts, index, searchers
 from realm_tf.index import IndexConfig
 
 NUM_ROWS, DIM, NUM_QUERIES = 20_000, 32, 100
@@ -70,7 +70,7 @@ def test_search_matches_brute_force(kind, num, clustered):
 
 
 def test_exact_search_in_many_blocks_keeps_the_lower_number_among_equals(monkeypatch, clustered):
-  monkeypatch.setattr(index, "_SCORES_AT_ONCE", 7 * NUM_QUERIES)
+  monkeypatch.setattr(searchers, "_SCORES_AT_ONCE", 7 * NUM_QUERIES)
   rows, queries = np.round(np.tile(clustered[0][:25], [4, 1])), np.round(clustered[1])  # whole numbers: equal scores are equal
   result = index.ExactSearcher(rows).search(tf.constant(queries), 9)
   numbers, scores = brute_force(rows, queries, 9)
@@ -88,7 +88,6 @@ def test_scann_scores_few_rows_without_partitions(clustered):
 def test_scann_marks_what_it_does_not_find(clustered):
   config = IndexConfig(searcher="scann", num_leaves=200, leaves_to_search=1)
   searcher = index.ScannSearcher.build(clustered[0], config)
-  searcher.leaf_rows *= 1000  # pretend that one partition holds plenty
   result = searcher.search(tf.constant(clustered[1]), 5000)
   missing = result.numbers.numpy() == index.MISSING
   print(f"{missing.mean():.3f} of 5000 candidates missing")

@@ -82,7 +82,7 @@ def test_own_passage_is_never_a_candidate_and_null_is_first(run, toy):
   assert run.numbers.shape == (120, 4, 3) and (run.own >= 0).all()
   assert (run.numbers[:, :, 0] == examples.NULL_PASSAGE).all()
   assert (run.numbers[:, :, 1:] >= 0).all() and (run.numbers[:, :, 1] != run.numbers[:, :, 2]).all()
-  assert (run.numbers != run.own[:, :, None]).all()
+  assert (run.numbers != run.own).all()
 
 
 def test_last_snapshot_has_its_index_and_loads(run, toy):
@@ -263,6 +263,7 @@ class Given:
 
   def __init__(self, rows):
     self.rows = np.array(rows, np.int32)
+    self.num_rows = 7
 
   def search(self, query_ids, num):
     return retrieval.Found(self.rows[:, :num], np.zeros([len(self.rows), num], np.float32))
@@ -277,7 +278,7 @@ class Given:
 ])
 def test_candidates(num, own, null, wanted):
   got = retrieval.candidates(Given([[5, 3, 4, 6]] * 2), np.zeros([2, 4], np.int32), num=num, null=null,
-                             own_passages=None if own is None else np.array(own))
+                             own_passages=None if own is None else np.array(own)[:, None])
   print(got.tolist())
   assert got.dtype == np.int32 and got.tolist() == wanted
 
@@ -285,5 +286,5 @@ def test_candidates(num, own, null, wanted):
 def test_candidates_where_scann_finds_too_few():
   """What is missing counts as the null passage, also for sentences that stand in no passage of the corpus."""
   got = retrieval.candidates(Given([[5, index.MISSING, index.MISSING, index.MISSING], [5, 3, 4, 6]]), np.zeros([2, 4], np.int32), num=4,
-                             null=True, own_passages=np.array([examples.NULL_PASSAGE, 3]))
+                             null=True, own_passages=np.array([[examples.NULL_PASSAGE], [3]]))
   assert got.tolist() == [[-1, 5, -1, -1], [-1, 5, 4, 6]]
