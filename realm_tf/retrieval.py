@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts, index, metrics, snapshots
+from realm_tf import artifacts, examples, index, metrics, snapshots
 from realm_tf.examples import NULL_PASSAGE
 from realm_tf.models.retriever import Retriever
+from realm_tf.passages import PassageTable
+from realm_tf.tokenization import Tokenizer
 
-# Every index that is opened brings functions of its own to compile; TensorFlow takes that for a mistake.
-tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())
+_QUERIES_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,23 @@ def load(index_folder: str, *, passages: str, snapshot: str) -> IndexedRetriever
   return IndexedRetriever(snapshots.load_retriever(snapshot), searcher, artifacts.step_of(snapshot), index_folder)
 
 
+def sample_queries(retriever: Retriever, table: PassageTable, *, tokenizer: Tokenizer,
+                   config: index.IndexConfig) -> np.ndarray | None:
+  """Embedded sentences of the passages, [Q, D] float32, to measure an index of them by; None where it need not be measured.
+
+  Args:
+    retriever: whose passage tower the passages were embedded with.
+    config: of the index.
+  """
+  share = index.share_queried(config, len(table))
+  if not share:
+    return None
+  drawn = examples.draw_sentences(
+      table.text_ids, table.token_starts, table.sentence_starts, share=share, rng=np.random.default_rng(0))
+  packed = examples.pack_queries(drawn.tensor(), tokenizer=tokenizer, length=retriever.query_length)
+  return retriever.query_tower.predict(packed, batch_size=_QUERIES_AT_ONCE, verbose=0)
+
+
 def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, own_passages: np.ndarray | None, null: bool) -> np.ndarray:
   """Candidates of each query (REALM, sections 3.3 and 3.4).
 
@@ -85,7 +103,7 @@ def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, ow
   return found
 
 
-def search_all(search: Callable[[slice], Found], num_queries: int, *, block: int = 64) -> list[np.ndarray]:
+def search_all(search: Callable[[slice], Found], num_queries: int, *, block: int = _QUERIES_AT_ONCE) -> list[np.ndarray]:
   """The passage numbers [K] found for each query, best first.
 
   Args:

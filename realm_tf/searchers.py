@@ -21,9 +21,12 @@ MIN_ROWS = 4096  # fewer cannot train its codebooks well, and take well under a 
 _ALL_LEAVES_ROWS = 100_000  # fewer are scored in under a millisecond or so with all partitions
 _SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32
 _MEASURED_AT = (10, 100, 1000, 5000)  # passages asked for: by a trainer, a server, fine-tuning and evaluation
-_NEIGHBOURS = 500_000  # at most, of all queries at one of these numbers: of 5000 neighbours a hundred queries tell enough
+_NEIGHBOURS = 200_000  # at most, of all queries at one of these numbers: where each has 5000, forty queries tell enough
 _LEAVES_GROWTH = 1.25  # from one number of partitions that is tried to the next
-_REORDER_TIMES = (2, 3, 5, 10, 20, 50, 100, 200)  # candidates scored exactly that are tried, for each passage asked for
+_REORDER_TIMES = (2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100, 200)  # candidates scored exactly that are tried, for each passage asked for
+
+# Every index that is opened brings functions of its own to compile; TensorFlow takes that for a mistake.
+tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())
 
 
 class SearchResult(NamedTuple):
@@ -310,7 +313,7 @@ def _choose_width(sample: _Sample, searcher, config: IndexConfig, *, num_rows: i
 
 def _first(ascending: Sequence[int], enough: Callable[[int], bool]) -> int:
   """The first value that is enough, where all later ones are; the last, if none is."""
-  return ascending[min(bisect.bisect_left(ascending, True, key=enough), len(ascending) - 1)]
+  return ascending[bisect.bisect_left(ascending, True, hi=len(ascending) - 1, key=enough)]
 
 
 def _check_num(num: int, num_rows: int) -> None:

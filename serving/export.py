@@ -23,7 +23,7 @@ import tensorflow as tf
 from absl import flags, logging
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from realm_tf import artifacts, evaluate, examples, index, passages, settings, snapshots
+from realm_tf import artifacts, evaluate, examples, index, passages, retrieval, settings, snapshots
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
@@ -37,7 +37,6 @@ EXTRA_ASSETS = "assets.extra"  # where TensorFlow Serving looks for warm-up requ
 WARM_UP = "tf_serving_warmup_requests"
 WARM_UP_BATCH_SIZES = (1, 32)
 NUM_RETRIEVED = 100
-_QUERIES_AT_ONCE = 64  # sentences that a ScaNN search is measured by
 
 _TRAIN_FIRST = "give the workdir of realm_tf.finetune or realm_tf.pretrain that has finished."
 
@@ -127,11 +126,8 @@ def open_searcher(system: System, table: PassageTable, *, kind: str) -> index.Ex
   info = artifacts.read_info(folder, kind=index.KIND)
   if kind == "exact" or "scann" in info:
     return index.load(folder, searcher=kind)
-  config, queries = index.IndexConfig(searcher=kind), None
-  if share := index.share_queried(config, len(table)):
-    drawn = examples.draw_sentences(table.text_ids, table.token_starts, table.sentence_starts, share=share, rng=np.random.default_rng(0))
-    packed = examples.pack_queries(drawn.tensor(), tokenizer=system.tokenizer, length=system.retriever.query_length)
-    queries = system.retriever.query_tower.predict(packed, batch_size=_QUERIES_AT_ONCE, verbose=0)
+  config = index.IndexConfig(searcher=kind)
+  queries = retrieval.sample_queries(system.retriever, table, tokenizer=system.tokenizer, config=config)
   searcher = index.ScannSearcher.build(index.read_embeddings(folder, num_rows=len(table)), config, queries)
   said = index.measured_recall({"config": dataclasses.asdict(config), "scann": searcher.settings})
   print(f"{folder}: {said}", file=sys.stderr, flush=True)
@@ -175,10 +171,10 @@ def build(system: System, table: PassageTable, searcher: index.ExactSearcher | i
       raise artifacts.UserError(
           f"{num_candidates} candidates asked for, the corpus has {len(table)} passages; lower --num_candidates.")
     sizes["C"] = num_candidates
-    retrieval = graph.Retrieval(corpus, searcher, system.pretrained.query_tower, tokenizer=tokenizer,
-                                query_length=system.masked_reader.query_length)
+    for_blanks = graph.Retrieval(corpus, searcher, system.pretrained.query_tower, tokenizer=tokenizer,
+                                 query_length=system.masked_reader.query_length)
     module.mask_filling = graph.MaskFilling(
-        retrieval, system.masked_reader, null_vector=null_vector(system.pretrained, tokenizer), tokenizer=tokenizer,
+        for_blanks, system.masked_reader, null_vector=null_vector(system.pretrained, tokenizer), tokenizer=tokenizer,
         num_candidates=num_candidates, num_answers=num_answers)
     functions[signatures.FILL_MASK.name] = module.mask_filling.fill_mask
   functions[signatures.RETRIEVE.name] = lambda question: module.retrieval.retrieve(question, sizes["K"])

@@ -1,6 +1,8 @@
 """realm_tf/examples.py: ids written by hand for every packing, and draws that are pure functions of step and seed."""
 
 import collections
+import re
+import time
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def make_table(tokenizer: Tokenizer, folder: str, blocks) -> passages.PassageTab
   with artifacts.publish(folder, kind=passages.KIND, config={}, inputs={}) as staged:
     rows = passages.make_passages(tokenizer, blocks, range(len(blocks)))
     passages.write_shard(f"{staged.path}/{passages.shard_name('passages', 0, 1)}", rows)
-    staged.counts = {"passages": len(rows)}
+    staged.counts, staged.content = {"passages": len(rows)}, artifacts.fingerprint_of(blocks)
     staged.details = {"vocab_fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.size, "lower_case": True}
   return passages.load(folder)
 
@@ -211,6 +213,22 @@ def test_every_epoch_is_a_permutation_however_it_is_cut():
   np.testing.assert_array_equal(examples.epoch_rows(num_rows, 2, batch_size, 1, rows), rows[examples.epoch_rows(num_rows, 2, batch_size, 1)])
 
 
+def test_rows_of_a_large_corpus_are_drawn_without_its_permutation():
+  """13 million rows: no step may hold or make them all; and the order shows no pattern."""
+  num_rows, batch_size = 13_353_718, 512
+  started = time.perf_counter()
+  drawn = np.concatenate([examples.epoch_rows(num_rows, step, batch_size, 0) for step in range(100)])
+  assert time.perf_counter() - started < 1, "100 calls; one that permutes all rows takes longer"
+  assert len(set(drawn)) == len(drawn) and drawn.min() >= 0 and drawn.max() < num_rows
+  assert abs(drawn.mean() / num_rows - 0.5) < 0.01 and abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02
+  edge = num_rows // batch_size  # the step in which an epoch ends
+  last = examples.epoch_rows(num_rows, edge, batch_size, 0)[:num_rows % batch_size]
+  assert not set(last) & set(drawn), "each row once an epoch"
+  small = np.concatenate([examples.epoch_rows(11, step, 11, 0) for step in range(3000)]).reshape(3000, 11)
+  counts = np.stack([np.bincount(column, minlength=11) for column in small.T])
+  assert (np.abs(counts - 3000 / 11) < 5 * np.sqrt(3000 / 11)).all(), "every row is as often at every place"
+
+
 # ------------------------------------------------------------------------------------------------------ masked spans
 
 
@@ -257,6 +275,49 @@ def test_masked_sentences_of_the_toy_corpus(toy):
     again = data.batch(7, batch_size=8, seed=0)
     np.testing.assert_array_equal(again.targets, data.batch(7, batch_size=8, seed=0).targets)
     assert (again.targets != data.batch(7, batch_size=8, seed=1).targets).any()
+
+
+@pytest.mark.parametrize("masking", ["salient", "uniform"])
+def test_own_passages_are_found_in_another_folder(toy, overlapping, masking, capfd):
+  """X overlaps Z: by title and text, whatever the numbers and folders are."""
+  config = toy.config()
+  tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
+  data = examples.MaskedSentences(overlapping, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table, masking=masking)
+  said = capfd.readouterr().out
+  in_z = {(title, text) for title, text in zip(table.titles, table.texts)}
+  source = passages.load(artifacts.read_info(overlapping)["inputs"]["passages"]["path"])
+  known = [pair in in_z for pair in zip(source.titles, source.texts)]
+  assert 0 < sum(known) < len(known), "a part of X is in Z"
+  sentences = {tuple(part): number for number in range(len(source)) for part in sentences_of(source, number)}
+  own = 0
+  for step in range(-(-len(data) // 8)):
+    batch = data.batch(step, batch_size=8, seed=0)
+    for i in range(8):
+      whole = batch.ids[i].copy()
+      used = batch.target_mask[i] > 0
+      whole[batch.mask_positions[i][used] - 1] = batch.targets[i][used]
+      here, there = sentences[tuple(whole)], batch.own_passages[i].tolist()
+      wanted = [(table.titles[n], table.texts[n]) == (source.titles[here], source.texts[here]) for n in range(len(table))]
+      assert there == (np.flatnonzero(wanted).tolist() or [examples.NULL_PASSAGE]), f"of {source.texts[here]!r}"
+      own += there != [examples.NULL_PASSAGE]
+  assert 0 < own
+  share = float(re.search(r"sentences to mask; ([\d.]+)% stand in a passage of", said)[1])
+  total = [known[number] for number in ([row.passage for path in passages.shard_paths(overlapping) for row in passages.read_shard(
+      path, passages.Sentence)] if masking == "salient" else [n for n in range(len(source)) for _ in sentences_of(source, n)])]
+  assert share == pytest.approx(100 * np.mean(total), abs=8), said  # of the sentences whose spans fit
+
+
+def test_every_copy_of_a_passage_is_its_sentences_own(tokenizer, tmp_path):
+  blocks = [("x", ["ron was born."]), ("x", ["he won a prize."]), ("x", ["ron was born."]), ("ron", ["ron was born."])]
+  table = make_table(tokenizer, str(tmp_path / "P"), blocks)
+  source = {"path": table.folder, "fingerprint": table.fingerprint}
+  own = examples.OwnPassages(source, np.array([0, 1, 2, 3, 3]), table)
+  assert own.of(np.arange(5)).tolist() == [[0, 2], [1, -1], [0, 2], [3, -1], [3, -1]] and own.share == 1
+  other = make_table(tokenizer, str(tmp_path / "X"), [("x", ["he won."]), ("x", ["he won a prize."])])
+  own = examples.OwnPassages({"path": other.folder, "fingerprint": other.fingerprint}, np.array([0, 0, 1]), table)
+  assert own.of(np.arange(3)).tolist() == [[-1], [-1], [1]] and own.share == pytest.approx(1 / 3)
+  with pytest.raises(artifacts.ArtifactError, match="passages folder .* does not exist"):
+    examples.OwnPassages({"path": str(tmp_path / "gone"), "fingerprint": "?"}, np.array([0]), table)
 
 
 def runs(positions: np.ndarray) -> list[tuple[int, int]]:

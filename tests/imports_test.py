@@ -37,7 +37,7 @@ ALLOWED = {
     "searchers": "artifacts",
     "index": "artifacts searchers",
     "refresh": "artifacts index",
-    "retrieval": "artifacts metrics passages examples snapshots index models.retriever",
+    "retrieval": "artifacts metrics passages examples snapshots tokenization index models.retriever",
     "bm25": "passages retrieval",
     "settings": "artifacts devices examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
     "block_records": "artifacts checkpoints settings",
