@@ -5,8 +5,9 @@
 Every record file of passages becomes one file of embeddings, row i of all of them being passage i, in whichever order and on
 however many workers the files are done. Run again after a crash, files that are there are kept. The output is an index.
 
-With --searcher=scann some sentences of the passages are embedded as queries, and searched for exactly and by ScaNN: so the width
-of ScaNN's search is chosen for the wanted --recall, and the recall that it has stands in info.json and in the job's last line.
+With --searcher=scann some sentences of the passages are embedded as queries, and searched for exactly and by
+ScaNN. So the width of ScaNN's search is chosen for the wanted --recall. The recall that it has stands in
+info.json and in the job's last line.
 """
 
 import dataclasses
@@ -56,8 +57,10 @@ class Embedder:
     self.tokenizer = snapshots.load_tokenizer(snapshot)
     self._snapshot = artifacts.read_info(snapshot)["fingerprint"]
     self._embed = tf.function(lambda tokens, segments: self.retriever.embed_passages(tokens, segments), jit_compile=jit_compile)
-    self._embed_queries = tf.function(lambda tokens: self.retriever.embed_queries(tokens), input_signature=[
-        tf.TensorSpec([None, self.retriever.query_length], tf.int32)])  # few: not worth the time that XLA takes
+    self._embed_queries = tf.function(
+      lambda tokens: self.retriever.embed_queries(tokens),
+      input_signature=[tf.TensorSpec([None, self.retriever.query_length], tf.int32)],
+    )  # few: not worth the time that XLA takes
 
   def use(self, snapshot: str) -> None:
     """Takes the weights of another snapshot of the same models; what is compiled stays."""
@@ -87,12 +90,20 @@ class Embedder:
     embeddings[order] = tf.concat(batches, axis=0)[:len(order)].numpy()
     return embeddings, dict(zip(_COUNTERS, (len(order), int(lengths.sum()), int(computed - lengths.sum()))))
 
-
   def embed_queries(self, ids: Ragged) -> np.ndarray:
     """Embeds word pieces of N queries: [N, D] float32."""
-    packed = examples.pack_queries(ids.tensor(), tokenizer=self.tokenizer, length=self.retriever.query_length)
-    batches = [self._embed_queries(packed[start:start + self.batch_size]) for start in range(0, len(ids), self.batch_size)]
-    return tf.concat(batches, axis=0).numpy() if batches else np.empty([0, self.retriever.dim], np.float32)
+    packed = examples.pack_queries(
+      ids.tensor(), tokenizer=self.tokenizer, length=self.retriever.query_length
+    )
+    batches = [
+      self._embed_queries(packed[start : start + self.batch_size])
+      for start in range(0, len(ids), self.batch_size)
+    ]
+    return (
+      tf.concat(batches, axis=0).numpy()
+      if batches
+      else np.empty([0, self.retriever.dim], np.float32)
+    )
 
 
 # One model per process, however many threads Beam runs bundles in: TensorFlow's own threads use all cores. It outlives a
@@ -138,11 +149,20 @@ class EmbedShard(beam.DoFn):
     parts, queries, rng = [], [], np.random.default_rng([_SEED, shard.number])
     with _lock:
       embedder = _embedder(self.snapshot, self.how)
-      for columns in _read_columns(shard.source, rows_at_once=_BATCHES_AT_ONCE * embedder.batch_size):
+      for columns in _read_columns(
+        shard.source, rows_at_once=_BATCHES_AT_ONCE * embedder.batch_size
+      ):
         embeddings, counts = embedder(columns["title_ids"], columns["text_ids"])
         parts.append(embeddings)
-        queries.append(embedder.embed_queries(examples.draw_sentences(
-            *(_ragged(columns[name]) for name in ("text_ids", "token_starts", "sentence_starts")), share=self.share_queried, rng=rng)))
+        queries.append(
+          embedder.embed_queries(
+            examples.draw_sentences(
+              *(_ragged(columns[name]) for name in ("text_ids", "token_starts", "sentence_starts")),
+              share=self.share_queried,
+              rng=rng,
+            )
+          )
+        )
         for name, count in counts.items():
           self.counters[name].inc(count)
     empty = [np.empty([0, embedder.retriever.dim])]
@@ -152,7 +172,7 @@ class EmbedShard(beam.DoFn):
 
 
 def _read_columns(path: str, *, rows_at_once: int) -> Iterator[Mapping[str, tf.RaggedTensor]]:
-  """Columns of a record file, many rows at a time and parsed by TensorFlow: the other columns are not needed here."""
+  """The columns of a record file that are needed here, many rows at a time, parsed by TensorFlow."""
   names = ("title_ids", "text_ids", "token_starts", "sentence_starts")
   features = {name: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for name in names}
   records = tf.data.TFRecordDataset(path, compression_type="GZIP").batch(rows_at_once)
@@ -187,9 +207,19 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
   num_passages, started = wanted["counts"]["passages"], time.time()
   with artifacts.publish(output, kind=index.KIND, config=dataclasses.asdict(config),
                          inputs={"snapshot": snapshot, "passages": passages_folder}, resume=True) as staged:
-    counts = _run(staged.path, snapshot, passages_folder, num_passages=num_passages, beam_args=beam_args,
-                  share_queried=index.share_queried(config, num_passages),
-                  how={"batch_size": batch_size, "jit_compile": jit_compile, "mixed_precision": config.mixed_precision})
+    counts = _run(
+      staged.path,
+      snapshot,
+      passages_folder,
+      num_passages=num_passages,
+      beam_args=beam_args,
+      share_queried=index.share_queried(config, num_passages),
+      how={
+        "batch_size": batch_size,
+        "jit_compile": jit_compile,
+        "mixed_precision": config.mixed_precision,
+      },
+    )
     embed_secs = time.time() - started
     staged.details = index.build(staged.path, config, num_rows=num_passages) | {
         "snapshot_step": artifacts.read_info(snapshot)["step"], "started": started, "embed_secs": round(embed_secs, 3),
@@ -198,23 +228,42 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
     staged.counts = {"passages": num_passages, "embedded_now": counts["passages"], "tokens": counts["tokens"]}
   info = artifacts.read_info(output)
   recall = index.measured_recall(info)
-  print(f"{output}: {num_passages:,} passages, {info['passages_per_sec']:,.0f}/s, {info['refresh_secs']:.1f} s"
-        f"{recall and '; '}{recall}", flush=True)
+  print(
+    f"{output}: {num_passages:,} passages, {info['passages_per_sec']:,.0f}/s, "
+    f"{info['refresh_secs']:.1f} s{recall and '; '}{recall}",
+    flush=True,
+  )
   return info
 
 
-def _run(folder: str, snapshot: str, passages_folder: str, *, num_passages: int, share_queried: float,
-         how: Mapping[str, int | bool], beam_args: Sequence[str]) -> dict[str, int]:
+def _run(
+  folder: str,
+  snapshot: str,
+  passages_folder: str,
+  *,
+  num_passages: int,
+  share_queried: float,
+  how: Mapping[str, int | bool],
+  beam_args: Sequence[str],
+) -> dict[str, int]:
   """Writes the embedding files that `folder` lacks; counts of those by the names of _COUNTERS."""
   sources = passages.shard_paths(passages_folder)
-  shards = [Shard(i, source, os.path.join(folder, index.shard_name(i, len(sources)))) for i, source in enumerate(sources)]
+  shards = [
+    Shard(i, source, os.path.join(folder, index.shard_name(i, len(sources))))
+    for i, source in enumerate(sources)
+  ]
   missing = [shard for shard in shards if not artifacts.gfile.exists(shard.target)]
   pipeline, ended = pipelines.pipeline(beam_args), threading.Event()
   to_do = num_passages * len(missing) // len(shards)
   threading.Thread(target=_show_progress, args=[folder, len(missing), to_do, ended]).start()
   try:
     with pipeline:
-      _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.ParDo(EmbedShard(snapshot, how, share_queried))
+      _ = (
+        pipeline
+        | beam.Create(missing)
+        | beam.Reshuffle()
+        | beam.ParDo(EmbedShard(snapshot, how, share_queried))
+      )
   finally:
     ended.set()
   found = {counter.key.metric.name: counter.result for counter in pipeline.result.metrics().query()["counters"]}
@@ -231,11 +280,21 @@ def _show_progress(folder: str, num_files: int, num_passages: int, ended: thread
 
 def define_flags() -> None:
   """Flags of every job that makes an index."""
-  flags.DEFINE_enum("searcher", "exact", ("exact", "scann"), "What the index is for; exact is the embeddings alone.")
-  flags.DEFINE_float("recall", 0.98, "For ScaNN: the wanted share of the exact best passages that a search finds.")
-  flags.DEFINE_integer("num_leaves", None, "ScaNN's partitions; the square root of the number of passages by default.")
-  flags.DEFINE_integer("leaves_to_search", None, "Partitions looked into for a query; by default chosen for --recall.")
-  flags.DEFINE_integer("reorder", None, "Candidates whose score is computed exactly; by default chosen for --recall.")
+  flags.DEFINE_enum(
+    "searcher", "exact", ("exact", "scann"), "What the index is for; exact is the embeddings alone."
+  )
+  flags.DEFINE_float(
+    "recall", 0.98, "For ScaNN: the wanted share of the exact best passages that a search finds."
+  )
+  flags.DEFINE_integer(
+    "num_leaves", None, "ScaNN's partitions; the square root of the number of passages by default."
+  )
+  flags.DEFINE_integer(
+    "leaves_to_search", None, "Partitions looked into for a query; by default chosen for --recall."
+  )
+  flags.DEFINE_integer(
+    "reorder", None, "Candidates whose score is computed exactly; by default chosen for --recall."
+  )
   flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
   flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
   flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA.")
@@ -244,14 +303,26 @@ def define_flags() -> None:
 def index_config(args: flags.FlagValues) -> IndexConfig:
   """What the flags of `define_flags` say of the index."""
   return IndexConfig(
-      searcher=args.searcher, recall=args.recall, num_leaves=args.num_leaves, leaves_to_search=args.leaves_to_search,
-      reorder=args.reorder, mixed_precision=args.mixed_precision)
+    searcher=args.searcher,
+    recall=args.recall,
+    num_leaves=args.num_leaves,
+    leaves_to_search=args.leaves_to_search,
+    reorder=args.reorder,
+    mixed_precision=args.mixed_precision,
+  )
 
 
 def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
-  embed(args.output, snapshot=args.snapshot, passages_folder=args.passages, config=index_config(args),
-        batch_size=args.batch_size, jit_compile=args.jit_compile, beam_args=argv[1:])
+  embed(
+    args.output,
+    snapshot=args.snapshot,
+    passages_folder=args.passages,
+    config=index_config(args),
+    batch_size=args.batch_size,
+    jit_compile=args.jit_compile,
+    beam_args=argv[1:],
+  )
 
 
 if __name__ == "__main__":

@@ -111,7 +111,9 @@ def main(argv: Sequence[str]) -> None:
         config=embed_passages.index_config(args), embed=embed)
 
   def embed(folder: str, **what) -> None:
-    embed_passages.embed(folder, **what, batch_size=args.batch_size, jit_compile=args.jit_compile, beam_args=argv[1:])
+    embed_passages.embed(
+      folder, **what, batch_size=args.batch_size, jit_compile=args.jit_compile, beam_args=argv[1:]
+    )
 
   if args.watch:
     watch(refresh_once, snapshots=args.snapshots, poll_secs=args.poll_secs)

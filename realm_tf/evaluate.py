@@ -7,9 +7,9 @@ W is a fine-tuned workdir, or a pre-trained one (with snapshots/ and indexes/): 
 --passages put another corpus in place of the one that W was trained on; --retrieval=bm25 scores the sparse baseline without any
 model. The scores go to predictions.metrics.json, beside the predictions.
 
-Passages are searched for as a server does it, 100 at a time: that is what is read, and recall@k up to 100 is of this search. For
-larger k another search asks for 5000. `searched_by` among the scores says how. --exact_recall adds the recall of exact search, and
-overlap@k, the share of its best k passages that the index's own searcher finds.
+Passages are searched for as a server does it, 100 at a time: these are read, and recall@k up to 100 is theirs.
+For larger k another search asks for 5000. `searched_by` among the scores says how. --exact_recall adds the recall of
+exact search, and overlap@k: the share of its best k passages that the index's own searcher finds.
 """
 
 import dataclasses
@@ -118,7 +118,10 @@ class Answerer:
       check_index_snapshot(folder, (info["index_snapshot"], info["fingerprint"]))  # where both are, they share a passage tower
       self.indexed = retrieval.IndexedRetriever(
           snapshots.load_retriever(snapshot), index.load(folder, passages=self.passages_folder), artifacts.step_of(snapshot), folder)
-      tower, embeddings = self.indexed.retriever.query_tower, index.read_embeddings(folder, num_rows=len(self.table))
+      tower, embeddings = (
+        self.indexed.retriever.query_tower,
+        index.read_embeddings(folder, num_rows=len(self.table)),
+      )
       self.search = lambda ids, texts: self.indexed.search(ids, depth)
     self.embeddings, self.num_read = embeddings, info["num_read"]
     self.model = OpenQaModel(tower, self.reader, sep_id=self.tokenizer.sep_id)
@@ -190,20 +193,28 @@ def recall(rows: Sequence[Question], numbers: Sequence[np.ndarray], table: passa
   return scores
 
 
-Search = Callable[[slice, int], retrieval.Found]  # a slice of the queries, and how many passages → what is found
+Search = Callable[
+  [slice, int], retrieval.Found
+]  # a slice of the queries, and how many passages → what is found
 
 
-def recall_as_searched(rows: Sequence[Question], search: Search, table: passages.PassageTable, *, describe: Callable[[int], str],
-                       exact: Search | None = None) -> dict:
-  """recall@k as a server would find it: for k up to 100 of a search for 100 passages, for larger k of one for 5000.
+def recall_as_searched(
+  rows: Sequence[Question],
+  search: Search,
+  table: passages.PassageTable,
+  *,
+  describe: Callable[[int], str],
+  exact: Search | None = None,
+) -> dict:
+  """recall@k as a server finds it: of a search for 100 passages, and for larger k of one for 5000.
 
   Args:
     describe: a search for so many passages, in words.
     exact: a second search to compare with.
 
   Returns:
-    `recall`'s scores; `searched_by`, which says what found them; with `exact`, also exact_recall_at_k of it, and overlap_at_k,
-    the share of its best k passages that are among the best k of `search`.
+    `recall`'s scores; `searched_by`, which says what found them; with `exact` also its exact_recall_at_k, and
+    overlap_at_k, the share of its best k passages that are among the best k of `search`.
   """
   scores, exact_scores, searched_by = {}, {}, {}
   if exact:
@@ -214,28 +225,46 @@ def recall_as_searched(rows: Sequence[Question], search: Search, table: passages
     scores |= recall(rows, numbers, table, ks=ks)
     searched_by[f"recall_at_{ks[0]} to {ks[-1]}"] = f"{describe(asked)}, asked for {asked}"
     if exact:
-      exact_scores |= {f"exact_{name}": value for name, value in recall(rows, best, table, ks=ks).items()}
-      exact_scores |= {f"overlap_at_{k}": float(np.mean([np.isin(wanted[:k], got[:k]).mean() for wanted, got in zip(best, numbers)]))
-                       for k in ks}
+      exact_scores |= {
+        f"exact_{name}": value for name, value in recall(rows, best, table, ks=ks).items()
+      }
+      exact_scores |= {
+        f"overlap_at_{k}": float(
+          np.mean([np.isin(wanted[:k], got[:k]).mean() for wanted, got in zip(best, numbers)])
+        )
+        for k in ks
+      }
   return {**scores, **exact_scores, "searched_by": searched_by}
 
 
-def searched_in(indexed: retrieval.IndexedRetriever, query_ids: np.ndarray, *, exact_recall: bool) -> dict:
-  """`recall_as_searched`'s arguments for an index; warns where its measured recall is less than was wanted."""
+def searched_in(
+  indexed: retrieval.IndexedRetriever, query_ids: np.ndarray, *, exact_recall: bool
+) -> dict:
+  """`recall_as_searched`'s arguments for an index; warns if its measured recall is less than was wanted."""
   said = index.measured_recall(artifacts.read_info(indexed.folder, kind=index.KIND))
   if said.startswith("WARNING"):
     print(f"{indexed.folder}: {said}", file=sys.stderr, flush=True)
-  exactly = exact_recall and dataclasses.replace(indexed, searcher=index.load(indexed.folder, searcher="exact"))
-  return {"search": lambda part, num: indexed.search(query_ids[part], num), "describe": indexed.searcher.describe,
-          "exact": (lambda part, num: exactly.search(query_ids[part], num)) if exact_recall else None}
+  exactly = exact_recall and dataclasses.replace(
+    indexed, searcher=index.load(indexed.folder, searcher="exact")
+  )
+  return {
+    "search": lambda part, num: indexed.search(query_ids[part], num),
+    "describe": indexed.searcher.describe,
+    "exact": (lambda part, num: exactly.search(query_ids[part], num)) if exact_recall else None,
+  }
 
 
 def searched_by_bm25(searcher: bm25.Bm25Searcher, texts: Sequence[str]) -> dict:
   """`recall_as_searched`'s arguments for BM25."""
-  return {"search": lambda part, num: searcher.search(texts[part], num), "describe": lambda num: "bm25"}
+  return {
+    "search": lambda part, num: searcher.search(texts[part], num),
+    "describe": lambda num: "bm25",
+  }
 
 
-def evaluate_fine_tuned(answerer: Answerer, rows: Sequence[Question], answers: Sequence[Answer], *, exact_recall: bool) -> dict:
+def evaluate_fine_tuned(
+  answerer: Answerer, rows: Sequence[Question], answers: Sequence[Answer], *, exact_recall: bool
+) -> dict:
   """The scores of a fine-tuned system's answers, and of its retriever, if it has one."""
   scores = score_answers(rows, answers)
   if answerer.kind == "none":
@@ -243,13 +272,24 @@ def evaluate_fine_tuned(answerer: Answerer, rows: Sequence[Question], answers: S
   if answerer.kind == "bm25":
     how = searched_by_bm25(answerer.searcher, [row.text for row in rows])
   else:
-    query_ids = questions.packed_questions(rows, tokenizer=answerer.tokenizer, length=answerer.reader.query_length)
+    query_ids = questions.packed_questions(
+      rows, tokenizer=answerer.tokenizer, length=answerer.reader.query_length
+    )
     how = searched_in(answerer.indexed, query_ids, exact_recall=exact_recall)
   return scores | recall_as_searched(rows, table=answerer.table, **how)
 
 
-def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, bm25_baseline: bool, index_folder: str | None,
-                       passages_folder: str | None, num_candidates: int, exact_recall: bool = False) -> dict:
+def evaluate_zero_shot(
+  workdir: str,
+  rows: Sequence[Question],
+  *,
+  clozes: bool,
+  bm25_baseline: bool,
+  index_folder: str | None,
+  passages_folder: str | None,
+  num_candidates: int,
+  exact_recall: bool = False,
+) -> dict:
   """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages; for clozes also the retrieval utility."""
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   folder = index_folder or index.folder_of(workdir, snapshot)
@@ -325,9 +365,19 @@ def prediction_line(row: Question, answer: Answer, table: passages.PassageTable,
   }
 
 
-def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | None, output: str | None, bm25_baseline: bool,
-             index_folder: str | None, passages_folder: str | None, num_passages: int, num_candidates: int = 8,
-             exact_recall: bool = False) -> dict:
+def evaluate(
+  workdir: str,
+  *,
+  questions_path: str | None,
+  clozes_path: str | None,
+  output: str | None,
+  bm25_baseline: bool,
+  index_folder: str | None,
+  passages_folder: str | None,
+  num_passages: int,
+  num_candidates: int = 8,
+  exact_recall: bool = False,
+) -> dict:
   """Scores a workdir; writes predictions and scores beside them.
 
   Raises:
@@ -347,8 +397,16 @@ def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | Non
       lines = [prediction_line(row, answer, answerer.table, num_passages=num_passages) for row, answer in zip(rows, answers)]
       artifacts.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
   else:
-    scores = evaluate_zero_shot(workdir, rows, clozes=bool(clozes_path), bm25_baseline=bm25_baseline, index_folder=index_folder,
-                                passages_folder=passages_folder, num_candidates=num_candidates, exact_recall=exact_recall)
+    scores = evaluate_zero_shot(
+      workdir,
+      rows,
+      clozes=bool(clozes_path),
+      bm25_baseline=bm25_baseline,
+      index_folder=index_folder,
+      passages_folder=passages_folder,
+      num_candidates=num_candidates,
+      exact_recall=exact_recall,
+    )
   if output:
     artifacts.write_text(os.path.splitext(output)[0] + ".metrics.json", json.dumps(scores, indent=2) + "\n")
   return scores
@@ -358,9 +416,17 @@ def main(argv):
   del argv
   args = flags.FLAGS
   scores = evaluate(
-      args.workdir, questions_path=args.questions, clozes_path=args.clozes, output=args.output, bm25_baseline=args.retrieval == "bm25",
-      index_folder=args.index, passages_folder=args.passages, num_passages=args.num_passages, num_candidates=args.num_candidates,
-      exact_recall=args.exact_recall)
+    args.workdir,
+    questions_path=args.questions,
+    clozes_path=args.clozes,
+    output=args.output,
+    bm25_baseline=args.retrieval == "bm25",
+    index_folder=args.index,
+    passages_folder=args.passages,
+    num_passages=args.num_passages,
+    num_candidates=args.num_candidates,
+    exact_recall=args.exact_recall,
+  )
   print(json.dumps(scores, indent=2))
 
 
@@ -375,5 +441,9 @@ if __name__ == "__main__":
   flags.DEFINE_integer("num_passages", 5, "Passages to write with each prediction.", lower_bound=0)
   flags.DEFINE_integer("num_candidates", 8, "For the retrieval utility: candidates of a cloze, the null passage among them.",
                        lower_bound=2)
-  flags.DEFINE_bool("exact_recall", False, "Search exactly, too: its recall, and how much of it the index's own searcher finds.")
+  flags.DEFINE_bool(
+    "exact_recall",
+    False,
+    "Search exactly, too: its recall, and how much of it the index's own searcher finds.",
+  )
   settings.start(main)

@@ -121,7 +121,9 @@ class IctExamples:
     rng = np.random.default_rng([seed, step])
     queries, texts, numbers, removed = [], [], [], []
     for number in _draw_forever(self.rows, step, batch_size, seed, rng):
-      starts, ends = sentence_ranges(self.table.token_starts[number], self.table.sentence_starts[number])
+      starts, ends = sentence_ranges(
+        self.table.token_starts[number], self.table.sentence_starts[number]
+      )
       pick, remove = rng.integers(len(starts)), rng.random() < self.removal_rate
       ids = self.table.text_ids[number]
       query = ids[starts[pick]:ends[pick]]
@@ -142,15 +144,27 @@ class IctExamples:
     }
 
 
-def sentence_ranges(token_starts: np.ndarray, sentence_starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Word-piece range [start, end) of each sentence of a passage, by the byte offsets of its word pieces and sentences."""
+def sentence_ranges(
+  token_starts: np.ndarray, sentence_starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Word-piece range [start, end) of each sentence of a passage.
+
+  Args:
+    token_starts, sentence_starts: byte offsets in the passage's text.
+  """
   starts = np.searchsorted(token_starts, sentence_starts)
   return starts, np.append(starts[1:], len(token_starts))
 
 
-def draw_sentences(text_ids: Ragged, token_starts: Ragged, sentence_starts: Ragged, *, share: float,
-                   rng: np.random.Generator) -> Ragged:
-  """Word pieces of one sentence each of some passages, drawn uniformly: what a retriever's queries are like.
+def draw_sentences(
+  text_ids: Ragged,
+  token_starts: Ragged,
+  sentence_starts: Ragged,
+  *,
+  share: float,
+  rng: np.random.Generator,
+) -> Ragged:
+  """Word pieces of one sentence each of some passages, drawn uniformly.
 
   Args:
     text_ids, token_starts, sentence_starts: of the passages, as in a `PassageTable`.
@@ -162,7 +176,7 @@ def draw_sentences(text_ids: Ragged, token_starts: Ragged, sentence_starts: Ragg
     whole = np.flatnonzero(ends > starts)
     if len(whole):
       pick = rng.choice(whole)
-      drawn.append(text_ids[number][starts[pick]:ends[pick]])
+      drawn.append(text_ids[number][starts[pick] : ends[pick]])
   return Ragged.of(drawn, np.int32)
 
 
@@ -191,10 +205,11 @@ def epoch_rows(num_rows: int, step: int, batch_size: int, seed: int, rows: np.nd
 
 
 def _permuted(places: np.ndarray, num_rows: int, keys: np.ndarray) -> np.ndarray:
-  """The rows [B] at these places of a pseudo-random permutation of range(num_rows), which is never held in memory.
+  """The rows [B] at these places of a pseudo-random permutation of range(num_rows).
 
-  A Feistel network over the least square of at least `num_rows` cells (Black and Rogaway 2002): each round moves along one
-  side by what it makes of the other. What falls outside of the rows is moved again, until it falls inside.
+  The permutation is never held in memory. It is a Feistel network over the least square of at least `num_rows` cells
+  (Black and Rogaway 2002): each round moves along one side of the square by a function of the other. What falls
+  outside of the rows is moved again, until it falls inside.
 
   Args:
     keys: [rounds] uint64.
@@ -237,8 +252,8 @@ class MaskedQueries:
     mask_positions: [B, M] int32 positions in the *packed* query ([CLS] is 0), 0 where unused.
     targets: [B, M] int32 word pieces to predict.
     target_mask: [B, M] float32, 1 where used.
-    own_passages: [B, K] int32 numbers of the passages that the sentence stands in, then NULL_PASSAGE. K is 1, or as many as
-      the knowledge corpus holds copies of one of them.
+    own_passages: [B, K] int32 numbers of the passages that the sentence stands in, then NULL_PASSAGE. K is 1, or
+      as many copies as the knowledge corpus holds of one of them.
   """
 
   ids: Ragged
@@ -248,8 +263,14 @@ class MaskedQueries:
   own_passages: np.ndarray
 
 
-def mask_pieces(ids: Sequence[np.ndarray], at: Sequence[np.ndarray], own_passages: np.ndarray | Sequence[int], *, tokenizer: Tokenizer,
-                max_masks: int) -> MaskedQueries:
+def mask_pieces(
+  ids: Sequence[np.ndarray],
+  at: Sequence[np.ndarray],
+  own_passages: np.ndarray | Sequence[int],
+  *,
+  tokenizer: Tokenizer,
+  max_masks: int,
+) -> MaskedQueries:
   """Puts [MASK] in place of the word pieces at the positions `at` (ascending, at most `max_masks`) of each row."""
   masked, shape = [], (len(ids), max_masks)
   positions, targets, target_mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
@@ -298,7 +319,7 @@ def realm_batch(queries: MaskedQueries, query_ids: np.ndarray, numbers: np.ndarr
 
 
 class OwnPassages:
-  """The passages of a knowledge corpus that sentences of any corpus stand in: those of the same uid as the passage there.
+  """The passages of a knowledge corpus that sentences of any corpus stand in, found by uid.
 
   Args:
     source: path and fingerprint of the passages that the sentences were found in.
@@ -319,7 +340,9 @@ class OwnPassages:
     else:
       artifacts.read_info(source["path"], kind=passages.KIND)
       uids = passages.read_uids(source["path"])
-    self._order = np.argsort(known, kind="stable")  # passages by uid, those of the same one by number
+    self._order = np.argsort(
+      known, kind="stable"
+    )  # passages by uid, those of the same one by number
     known = known[self._order]
     first, last = (np.searchsorted(known, uids, side=side) for side in ("left", "right"))
     self._first, self._last = first[numbers], last[numbers]
@@ -341,16 +364,24 @@ class MaskedSentences:
     masking: what is masked. "salient": one salient span, drawn uniformly (REALM, section 3.4). The paper's two baselines mask
       15% of a sentence, of all sentences of the same passages: "random_span" whole words in spans of geometric length, at most
       10 (SpanBERT), "uniform" any word pieces (BERT). Every chosen word piece becomes [MASK].
-    knowledge: the passages that candidates come from. A sentence's own passages are those of the same title and text as the
-      passage that it was found in, whichever folder that stands in.
+    knowledge: the passages that candidates come from. A sentence's own passages are those of the same title and
+      text as the passage that it was found in, whichever folder that stands in.
 
   Raises:
-    ArtifactError: incomplete, of another vocabulary, the passages it was made from are gone, or nothing fits into the query.
+    ArtifactError: incomplete, of another vocabulary, made from passages that are gone, or nothing fits into the query.
     UserError: unknown masking.
   """
 
-  def __init__(self, folder: str, *, tokenizer: Tokenizer, query_length: int, max_masks: int, knowledge: PassageTable,
-               masking: str = "salient"):
+  def __init__(
+    self,
+    folder: str,
+    *,
+    tokenizer: Tokenizer,
+    query_length: int,
+    max_masks: int,
+    knowledge: PassageTable,
+    masking: str = "salient",
+  ):
     if masking not in MASKINGS:
       raise artifacts.UserError(f"masking is {masking!r}; use one of {', '.join(MASKINGS)}.")
     info = artifacts.read_info(folder, kind=SPANS_KIND)
@@ -363,8 +394,12 @@ class MaskedSentences:
           f"{folder!r} has no span within {query_length} word pieces; annotate other passages or raise query_length.")
     self.ids, self.spans = Ragged.of(ids, np.int32), Ragged.of(spans, np.int32)
     self._own = OwnPassages(source, np.array(own), knowledge)
-    print(f"{folder}: {len(self):,} sentences to mask; {self._own.share:.1%} stand in a passage of {knowledge.folder} (of the same "
-          "title and text), which is their own", flush=True)
+    print(
+      f"{folder}: {len(self):,} sentences to mask; {self._own.share:.1%} stand in a passage of "
+      f"{knowledge.folder} (of the same "
+      "title and text), which is their own",
+      flush=True,
+    )
 
   def _salient(self, folder: str):
     """Sentences with spans that fit: their word pieces, passage numbers, and span ranges."""
@@ -383,7 +418,9 @@ class MaskedSentences:
     ids, own = [], []
     for number in range(len(table)):
       pieces = table.text_ids[number]
-      for start, end in zip(*sentence_ranges(table.token_starts[number], table.sentence_starts[number])):
+      for start, end in zip(
+        *sentence_ranges(table.token_starts[number], table.sentence_starts[number])
+      ):
         if end > start:
           ids.append(pieces[start:end]), own.append(number)
     return ids, own, [()] * len(ids)
@@ -395,8 +432,13 @@ class MaskedSentences:
     """The masked queries of a step, a pure function of it and the seed: each sentence once an epoch."""
     rng = np.random.default_rng([seed, 11, step])
     rows = epoch_rows(len(self), step, batch_size, seed)
-    return mask_pieces([self.ids[row] for row in rows], [self._draw(row, rng) for row in rows], self._own.of(rows),
-                       tokenizer=self.tokenizer, max_masks=self.max_masks)
+    return mask_pieces(
+      [self.ids[row] for row in rows],
+      [self._draw(row, rng) for row in rows],
+      self._own.of(rows),
+      tokenizer=self.tokenizer,
+      max_masks=self.max_masks,
+    )
 
   def _draw(self, row: int, rng: np.random.Generator) -> np.ndarray:
     """Positions of the word pieces to mask in sentence `row`, ascending."""

@@ -1,8 +1,8 @@
 """Maximum inner product search over passage embeddings, exact or by ScaNN: what is built, kept in a folder and searched.
 
-An index folder holds `embeddings-*.npy`, one file per record file of its passages and in the same order. For ScaNN it
-also holds ScaNN's state, and `queries-*.npy`: embedded sentences, by which the width of its search was chosen. So every
-index can be searched exactly.
+An index folder holds `embeddings-*.npy`, one file per record file of its passages and in the same order. So
+every index can be searched exactly. For ScaNN it also holds ScaNN's state, and `queries-*.npy`: embedded
+sentences, by which the width of its search was chosen.
 """
 
 import os
@@ -115,13 +115,15 @@ def build(folder: str, config: IndexConfig, *, num_rows: int) -> dict:
     for _ in _checked_shards(folder, num_rows):
       pass
     return {}
-  searcher = ScannSearcher.build(read_embeddings(folder, num_rows=num_rows), config, read_queries(folder))
+  searcher = ScannSearcher.build(
+    read_embeddings(folder, num_rows=num_rows), config, read_queries(folder)
+  )
   searcher.save(os.path.join(folder, _SCANN))
   return {"scann": searcher.settings}
 
 
 def share_queried(config: IndexConfig, num_rows: int) -> float:
-  """Of how many passages a sentence is needed beside the embeddings, to measure the index by: 0 where nothing is measured."""
+  """The share of passages of which a sentence is needed, to measure the index by; 0 if nothing is measured."""
   if config.searcher == "exact" or num_rows < searchers.MIN_ROWS:
     return 0.0
   return min(searchers.NUM_QUERIES / num_rows, 1.0)
@@ -138,11 +140,18 @@ def measured_recall(info: dict) -> str:
   if not measured:
     return "" if info["scann"]["num_leaves"] else "ScaNN scores every passage exactly"
   wanted = info["config"]["recall"]
-  said = ("ScaNN's recall " + ", ".join(f"{width.recall:.4f} at {width.num}" for width in measured) +
-          f" ({info['scann']['num_queries']} queries, wanted {wanted}; {info['scann']['num_leaves']} partitions, searched "
-          f"{', '.join(str(width.leaves) for width in measured)}; reordered {', '.join(str(width.reorder) for width in measured)})")
+  said = (
+    "ScaNN's recall "
+    + ", ".join(f"{width.recall:.4f} at {width.num}" for width in measured)
+    + f" ({info['scann']['num_queries']} queries, wanted {wanted}; {info['scann']['num_leaves']} partitions, searched "
+    f"{', '.join(str(width.leaves) for width in measured)}; reordered {', '.join(str(width.reorder) for width in measured)})"
+  )
   short = any(width.recall < wanted for width in measured)
-  return f"WARNING: {said}. It is less than wanted: set leaves_to_search and reorder higher, or search exactly" if short else said
+  return (
+    f"WARNING: {said}. It is less than wanted: set leaves_to_search and reorder higher, or search exactly"
+    if short
+    else said
+  )
 
 
 def folder_of(workdir: str, snapshot: str) -> str:

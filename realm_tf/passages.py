@@ -51,8 +51,13 @@ def uid_of(title: str, text: str) -> str:
 
 
 def short_uids(titles: Iterable[bytes], texts: Iterable[bytes]) -> np.ndarray:
-  """The first 64 bits of each passage's uid: [N] uint64. Two passages of 13 million share them once in 200,000 corpora."""
-  digests = (hashlib.sha1(b"%b\n%b" % pair).digest()[:8] for pair in zip(titles, texts, strict=True))
+  """The first 64 bits of each passage's uid: [N] uint64.
+
+  Two different passages share them in one of 200,000 corpora of 13 million.
+  """
+  digests = (
+    hashlib.sha1(b"%b\n%b" % pair).digest()[:8] for pair in zip(titles, texts, strict=True)
+  )
   return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
@@ -180,8 +185,12 @@ def read_shard(path: str, row_type: type[Passage] | type[Sentence]) -> Iterator[
 def read_uids(folder: str) -> np.ndarray:
   """`short_uids` of the passages of a complete folder, of which few are in memory at once."""
   features = {name: tf.io.FixedLenFeature([], tf.string) for name in ("title", "text")}
-  records = tf.data.TFRecordDataset(shard_paths(folder), compression_type="GZIP").batch(_ROWS_AT_ONCE)
-  parsed = records.map(lambda batch: tf.io.parse_example(batch, features)).prefetch(1).as_numpy_iterator()
+  records = tf.data.TFRecordDataset(shard_paths(folder), compression_type="GZIP").batch(
+    _ROWS_AT_ONCE
+  )
+  parsed = (
+    records.map(lambda batch: tf.io.parse_example(batch, features)).prefetch(1).as_numpy_iterator()
+  )
   return np.concatenate([short_uids(rows["title"], rows["text"]) for rows in parsed])
 
 

@@ -38,9 +38,16 @@ class Batches:
   def __init__(self, config, table: passages.PassageTable, tokenizer):
     self.config, self.table, self.tokenizer = config, table, tokenizer
     self.sentences, self.knowledge_sentences = (
-        examples.MaskedSentences(folder, tokenizer=tokenizer, query_length=config.retriever.query_length,
-                                 max_masks=config.reader.max_masks, knowledge=table, masking=config.masking)
-        for folder in (config.spans, config.knowledge_spans))
+      examples.MaskedSentences(
+        folder,
+        tokenizer=tokenizer,
+        query_length=config.retriever.query_length,
+        max_masks=config.reader.max_masks,
+        knowledge=table,
+        masking=config.masking,
+      )
+      for folder in (config.spans, config.knowledge_spans)
+    )
 
   def masked_lm(self, step: int, *, batch_size: int, pretraining_every: int,
                 indexed: retrieval.IndexedRetriever | None = None) -> dict[str, np.ndarray]:
@@ -144,7 +151,7 @@ def first_index(config) -> retrieval.IndexedRetriever:
 def make_index(config, *, snapshots_root: str, indexes: str) -> None:
   """Runs the refresh job once, in its own process; returns at once where the newest snapshot's index is there.
 
-  The index is one to start from, or to evaluate with: it is computed in float32, whatever the job's arguments say.
+  The index is one to start from or to evaluate with: it is computed in float32, whatever `job_args` say.
 
   Raises:
     UserError: the job failed; its own words stand above.

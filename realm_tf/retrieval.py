@@ -62,9 +62,10 @@ def load(index_folder: str, *, passages: str, snapshot: str) -> IndexedRetriever
   return IndexedRetriever(snapshots.load_retriever(snapshot), searcher, artifacts.step_of(snapshot), index_folder)
 
 
-def sample_queries(retriever: Retriever, table: PassageTable, *, tokenizer: Tokenizer,
-                   config: index.IndexConfig) -> np.ndarray | None:
-  """Embedded sentences of the passages, [Q, D] float32, to measure an index of them by; None where it need not be measured.
+def sample_queries(
+  retriever: Retriever, table: PassageTable, *, tokenizer: Tokenizer, config: index.IndexConfig
+) -> np.ndarray | None:
+  """Embedded sentences of the passages, [Q, D] float32, to measure an index by; None if that is not needed.
 
   Args:
     retriever: whose passage tower the passages were embedded with.
@@ -74,7 +75,12 @@ def sample_queries(retriever: Retriever, table: PassageTable, *, tokenizer: Toke
   if not share:
     return None
   drawn = examples.draw_sentences(
-      table.text_ids, table.token_starts, table.sentence_starts, share=share, rng=np.random.default_rng(0))
+    table.text_ids,
+    table.token_starts,
+    table.sentence_starts,
+    share=share,
+    rng=np.random.default_rng(0),
+  )
   packed = examples.pack_queries(drawn.tensor(), tokenizer=tokenizer, length=retriever.query_length)
   return retriever.query_tower.predict(packed, batch_size=_QUERIES_AT_ONCE, verbose=0)
 
@@ -85,7 +91,8 @@ def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, ow
   Args:
     query_ids: [B, Lq] int32.
     num: C, the null passage included.
-    own_passages: [B, K] passages that must not be retrieved (they hold the answer unmasked), NULL_PASSAGE where fewer; or None.
+    own_passages: [B, K] passages that must not be retrieved, because they hold the answer unmasked; NULL_PASSAGE
+      where there are fewer; or None.
     null: put the null passage first.
 
   Returns:
@@ -95,15 +102,19 @@ def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, ow
   own = np.full([size, 0], NULL_PASSAGE) if own_passages is None else own_passages
   found = np.full([size, num], NULL_PASSAGE, np.int32)  # what is missing counts as the null passage
   if wanted:
-    numbers = indexed.search(query_ids, max(wanted, min(wanted + own.shape[1], indexed.num_rows))).numbers
+    numbers = indexed.search(
+      query_ids, max(wanted, min(wanted + own.shape[1], indexed.num_rows))
+    ).numbers
     kept = (numbers == index.MISSING) | ~(numbers[:, :, None] == own[:, None, :]).any(axis=-1)
     for row, (near, keep) in enumerate(zip(numbers, kept)):
       near = near[keep][:wanted]
-      found[row, null:null + len(near)] = near
+      found[row, null : null + len(near)] = near
   return found
 
 
-def search_all(search: Callable[[slice], Found], num_queries: int, *, block: int = _QUERIES_AT_ONCE) -> list[np.ndarray]:
+def search_all(
+  search: Callable[[slice], Found], num_queries: int, *, block: int = _QUERIES_AT_ONCE
+) -> list[np.ndarray]:
   """The passage numbers [K] found for each query, best first.
 
   Args:

@@ -120,15 +120,21 @@ def _pretrained_snapshot(workdir: str, fingerprint: str, *, must_exist: bool) ->
   return None
 
 
-def open_searcher(system: System, table: PassageTable, *, kind: str) -> index.ExactSearcher | index.ScannSearcher:
-  """The index's searcher; ScaNN is built from its embeddings, for the default recall, if the index was made for exact search."""
+def open_searcher(
+  system: System, table: PassageTable, *, kind: str
+) -> index.ExactSearcher | index.ScannSearcher:
+  """The index's searcher. If the index was made for exact search, ScaNN is built here, for the default recall."""
   folder = system.folders["index"]
   info = artifacts.read_info(folder, kind=index.KIND)
   if kind == "exact" or "scann" in info:
     return index.load(folder, searcher=kind)
   config = index.IndexConfig(searcher=kind)
-  queries = retrieval.sample_queries(system.retriever, table, tokenizer=system.tokenizer, config=config)
-  searcher = index.ScannSearcher.build(index.read_embeddings(folder, num_rows=len(table)), config, queries)
+  queries = retrieval.sample_queries(
+    system.retriever, table, tokenizer=system.tokenizer, config=config
+  )
+  searcher = index.ScannSearcher.build(
+    index.read_embeddings(folder, num_rows=len(table)), config, queries
+  )
   said = index.measured_recall({"config": dataclasses.asdict(config), "scann": searcher.settings})
   print(f"{folder}: {said}", file=sys.stderr, flush=True)
   return searcher
@@ -171,11 +177,21 @@ def build(system: System, table: PassageTable, searcher: index.ExactSearcher | i
       raise artifacts.UserError(
           f"{num_candidates} candidates asked for, the corpus has {len(table)} passages; lower --num_candidates.")
     sizes["C"] = num_candidates
-    for_blanks = graph.Retrieval(corpus, searcher, system.pretrained.query_tower, tokenizer=tokenizer,
-                                 query_length=system.masked_reader.query_length)
+    for_blanks = graph.Retrieval(
+      corpus,
+      searcher,
+      system.pretrained.query_tower,
+      tokenizer=tokenizer,
+      query_length=system.masked_reader.query_length,
+    )
     module.mask_filling = graph.MaskFilling(
-        for_blanks, system.masked_reader, null_vector=null_vector(system.pretrained, tokenizer), tokenizer=tokenizer,
-        num_candidates=num_candidates, num_answers=num_answers)
+      for_blanks,
+      system.masked_reader,
+      null_vector=null_vector(system.pretrained, tokenizer),
+      tokenizer=tokenizer,
+      num_candidates=num_candidates,
+      num_answers=num_answers,
+    )
     functions[signatures.FILL_MASK.name] = module.mask_filling.fill_mask
   functions[signatures.RETRIEVE.name] = lambda question: module.retrieval.retrieve(question, sizes["K"])
   return module, {name: _function(name, function) for name, function in functions.items()}, sizes
@@ -265,8 +281,12 @@ def export(workdir: str, output: str, *, searcher: str = "exact", num_answers: i
       artifacts.write_text(os.path.join(place, SIGNATURES_MD), signatures.markdown(functions, fixed))
       artifacts.write_text(os.path.join(place, SIGNATURES_JSON), described)
     staged.counts = {"passages": len(table)}
-    staged.details = {"signatures": list(served), "sizes": fixed, "vocab_fingerprint": system.tokenizer.fingerprint,
-                      "search": opened.describe(fixed["K"])}
+    staged.details = {
+      "signatures": list(served),
+      "sizes": fixed,
+      "vocab_fingerprint": system.tokenizer.fingerprint,
+      "search": opened.describe(fixed["K"]),
+    }
   return folder
 
 

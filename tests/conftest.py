@@ -117,6 +117,8 @@ def overlapping(toy, tmp_path_factory) -> str:
   lines = [line for name in sorted(os.listdir(folder)) for line in open(os.path.join(folder, name))]
   with open(f"{root}/x.jsonl", "w") as file:
     file.writelines(lines[::3] + [line.replace("The ", "This ") for line in lines[1::6]])
-  make_passages.run(f"{root}/x.jsonl", f"{root}/X", vocab=config.passages, max_tokens=config.corpus.max_tokens)
+  make_passages.run(
+    f"{root}/x.jsonl", f"{root}/X", vocab=config.passages, max_tokens=config.corpus.max_tokens
+  )
   annotate_spans.run(f"{root}/X", f"{root}/spans")
   return f"{root}/spans"

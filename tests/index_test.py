@@ -107,18 +107,29 @@ def recalls(searcher, rows, queries) -> dict[int, float]:
 
 def test_the_width_of_scann_is_chosen_for_the_wanted_recall(displaced, monkeypatch):
   rows, queries, others = displaced
-  narrow = index.ScannSearcher.build(rows, IndexConfig(searcher="scann", leaves_to_search=15, reorder=100), queries)
-  assert max(recalls(narrow, rows, others).values()) < 0.93, "a tenth of the partitions, once the default, loses neighbours"
+  narrow = index.ScannSearcher.build(
+    rows, IndexConfig(searcher="scann", leaves_to_search=15, reorder=100), queries
+  )
+  assert max(recalls(narrow, rows, others).values()) < 0.93, (
+    "a tenth of the partitions, once the default, loses neighbours"
+  )
   assert abs(narrow.width(8).recall - recalls(narrow, rows, others)[8]) < 0.05, "which is measured"
   default = index.ScannSearcher.build(rows, IndexConfig(searcher="scann"), queries)
-  assert default.width(8).leaves == default.width(100).leaves == 141, "all partitions of so few rows"
+  assert default.width(8).leaves == default.width(100).leaves == 141, (
+    "all partitions of so few rows"
+  )
   monkeypatch.setattr(searchers, "_ALL_LEAVES_ROWS", 0)
   for wanted in (0.9, 0.98):
     chosen = index.ScannSearcher.build(rows, IndexConfig(searcher="scann", recall=wanted), queries)
     got = recalls(chosen, rows, others)
     assert min(got.values()) >= wanted - 0.01, f"recall of held-out queries {got}, wanted {wanted}"
     assert chosen.width(8).leaves < 141, f"recall {wanted} needs not all: {chosen.widths}"
-    assert [width.num for width in chosen.widths] == [10, 100, 1000, 5000] and chosen.num_queries == 500
+    assert [width.num for width in chosen.widths] == [
+      10,
+      100,
+      1000,
+      5000,
+    ] and chosen.num_queries == 500
     assert all(width.recall >= wanted for width in chosen.widths), f"measured {chosen.widths}"
   assert min(recalls(default, rows, others).values()) >= 0.97, "as of all partitions"
 
@@ -128,18 +139,33 @@ def test_without_queries_and_out_of_reach_the_search_is_as_wide_as_it_can_be(dis
   blind = index.ScannSearcher.build(rows, IndexConfig(searcher="scann"))
   assert blind.width(10) == searchers.Width(10, 141, 2000), "nothing was measured"
   assert min(recalls(blind, rows, others).values()) > 0.995
-  few = index.ScannSearcher.build(rows, IndexConfig(searcher="scann", recall=1.0, leaves_to_search=2), queries)
-  assert few.width(10).reorder == 2000 and few.width(100).reorder == 20_000, f"the most candidates: {few.widths}"
+  few = index.ScannSearcher.build(
+    rows, IndexConfig(searcher="scann", recall=1.0, leaves_to_search=2), queries
+  )
+  assert few.width(10).reorder == 2000 and few.width(100).reorder == 20_000, (
+    f"the most candidates: {few.widths}"
+  )
   info = {"config": {"recall": 1.0}, "scann": few.settings}
-  assert index.measured_recall(info).startswith(f"WARNING: ScaNN's recall {few.width(10).recall:.4f} at 10, ")
-  assert "500 queries, wanted 1.0; 141 partitions, searched 2, 2, 2, 2" in index.measured_recall(info)
+  assert index.measured_recall(info).startswith(
+    f"WARNING: ScaNN's recall {few.width(10).recall:.4f} at 10, "
+  )
+  assert "500 queries, wanted 1.0; 141 partitions, searched 2, 2, 2, 2" in index.measured_recall(
+    info
+  )
 
 
 def test_widths_hold_for_what_is_asked():
   widths = [searchers.Width(10, 3, 40), searchers.Width(100, 5, 300)]
   searcher = index.ScannSearcher(None, num_rows=5000, num_leaves=9, widths=widths, num_queries=0)
-  assert [searcher.width(num) for num in (1, 10, 11, 100)] == [widths[0], widths[0], widths[1], widths[1]]
-  assert searcher.width(400) == searchers.Width(400, 5, 800) and searcher.width(4000) == searchers.Width(4000, 5, 5000)
+  assert [searcher.width(num) for num in (1, 10, 11, 100)] == [
+    widths[0],
+    widths[0],
+    widths[1],
+    widths[1],
+  ]
+  assert searcher.width(400) == searchers.Width(400, 5, 800) and searcher.width(
+    4000
+  ) == searchers.Width(4000, 5, 5000)
 
 
 def test_one_scann_searcher_serves_every_width(clustered):
@@ -150,9 +176,14 @@ def test_one_scann_searcher_serves_every_width(clustered):
   assert searcher._search.experimental_get_tracing_count() == 1
 
 
-@pytest.mark.parametrize("setting, said", [
-    ({"recall": 0.0}, "wanted recall is 0.0"), ({"reorder": 0}, "reorder is 0; wanted at least 1"),
-    ({"num_leaves": 5, "leaves_to_search": 6}, "leaves_to_search is 6 of 5 leaves")])
+@pytest.mark.parametrize(
+  "setting, said",
+  [
+    ({"recall": 0.0}, "wanted recall is 0.0"),
+    ({"reorder": 0}, "reorder is 0; wanted at least 1"),
+    ({"num_leaves": 5, "leaves_to_search": 6}, "leaves_to_search is 6 of 5 leaves"),
+  ],
+)
 def test_settings_that_cannot_be(setting, said):
   with pytest.raises(artifacts.UserError, match=said):
     IndexConfig(searcher="scann", **setting)
