@@ -4,6 +4,10 @@
 
 Every record file of passages becomes one file of embeddings, row i of all of them being passage i, in whichever order and on
 however many workers the files are done. Run again after a crash, files that are there are kept. The output is an index.
+
+With --searcher=scann some sentences of the passages are embedded as queries, and searched for exactly and by
+ScaNN. So the width of ScaNN's search is chosen for the wanted --recall. The recall that it has stands in
+info.json and in the job's last line.
 """
 
 import dataclasses
@@ -21,9 +25,11 @@ from absl import flags
 from beam_jobs import pipelines
 from realm_tf import artifacts, examples, index, passages, progress, snapshots
 from realm_tf.index import IndexConfig
+from realm_tf.passages import Ragged
 
 _LENGTH_STEP = 16  # one compiled program for every so many word pieces
 _BATCHES_AT_ONCE = 64  # passages sorted by length together, in batches
+_SEED = 0  # of the sentences drawn
 _COUNTERS = ("passages", "tokens", "padded_tokens")
 
 
@@ -51,6 +57,10 @@ class Embedder:
     self.tokenizer = snapshots.load_tokenizer(snapshot)
     self._snapshot = artifacts.read_info(snapshot)["fingerprint"]
     self._embed = tf.function(lambda tokens, segments: self.retriever.embed_passages(tokens, segments), jit_compile=jit_compile)
+    self._embed_queries = tf.function(
+      lambda tokens: self.retriever.embed_queries(tokens),
+      input_signature=[tf.TensorSpec([None, self.retriever.query_length], tf.int32)],
+    )  # few: not worth the time that XLA takes
 
   def use(self, snapshot: str) -> None:
     """Takes the weights of another snapshot of the same models; what is compiled stays."""
@@ -80,6 +90,21 @@ class Embedder:
     embeddings[order] = tf.concat(batches, axis=0)[:len(order)].numpy()
     return embeddings, dict(zip(_COUNTERS, (len(order), int(lengths.sum()), int(computed - lengths.sum()))))
 
+  def embed_queries(self, ids: Ragged) -> np.ndarray:
+    """Embeds word pieces of N queries: [N, D] float32."""
+    packed = examples.pack_queries(
+      ids.tensor(), tokenizer=self.tokenizer, length=self.retriever.query_length
+    )
+    batches = [
+      self._embed_queries(packed[start : start + self.batch_size])
+      for start in range(0, len(ids), self.batch_size)
+    ]
+    return (
+      tf.concat(batches, axis=0).numpy()
+      if batches
+      else np.empty([0, self.retriever.dim], np.float32)
+    )
+
 
 # One model per process, however many threads Beam runs bundles in: TensorFlow's own threads use all cores. It outlives a
 # pipeline, so that a job which watches for snapshots compiles only once.
@@ -100,55 +125,75 @@ def _embedder(snapshot: str, how: Mapping[str, int | bool]) -> Embedder:
 class Shard:
   """A record file of passages and the file of embeddings to write."""
 
+  number: int
   source: str
   target: str
 
 
 class EmbedShard(beam.DoFn):
-  """Embeds the passages of one record file.
+  """Embeds the passages of one record file, and as queries some of their sentences.
 
   Args:
     snapshot: folder.
     how: other arguments of `Embedder`.
+    share_queried: share of the passages of which one sentence is embedded.
   """
 
-  def __init__(self, snapshot: str, how: Mapping[str, int | bool]):
-    self.snapshot, self.how = snapshot, how
+  def __init__(self, snapshot: str, how: Mapping[str, int | bool], share_queried: float):
+    self.snapshot, self.how, self.share_queried = snapshot, how, share_queried
 
   def setup(self):
     self.counters = {name: beam.metrics.Metrics.counter("embed_passages", name) for name in _COUNTERS}
 
   def process(self, shard: Shard):
-    parts = []
+    parts, queries, rng = [], [], np.random.default_rng([_SEED, shard.number])
     with _lock:
       embedder = _embedder(self.snapshot, self.how)
-      for title_ids, text_ids in _read_ids(shard.source, rows_at_once=_BATCHES_AT_ONCE * embedder.batch_size):
-        embeddings, counts = embedder(title_ids, text_ids)
+      for columns in _read_columns(
+        shard.source, rows_at_once=_BATCHES_AT_ONCE * embedder.batch_size
+      ):
+        embeddings, counts = embedder(columns["title_ids"], columns["text_ids"])
         parts.append(embeddings)
+        queries.append(
+          embedder.embed_queries(
+            examples.draw_sentences(
+              *(_ragged(columns[name]) for name in ("text_ids", "token_starts", "sentence_starts")),
+              share=self.share_queried,
+              rng=rng,
+            )
+          )
+        )
         for name, count in counts.items():
           self.counters[name].inc(count)
-    index.write_shard(shard.target, np.concatenate(parts) if parts else np.empty([0, embedder.retriever.dim]))
+    empty = [np.empty([0, embedder.retriever.dim])]
+    if self.share_queried:  # first: where the embeddings are, a resumed job does not come by again
+      index.write_shard(index.queries_path(shard.target), np.concatenate(queries or empty))
+    index.write_shard(shard.target, np.concatenate(parts or empty))
 
 
-def _read_ids(path: str, *, rows_at_once: int) -> Iterator[tuple[tf.RaggedTensor, tf.RaggedTensor]]:
-  """Title and text word pieces of a record file, many rows at a time and parsed by TensorFlow: the rest is not needed here."""
-  features = {name: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for name in ("title_ids", "text_ids")}
+def _read_columns(path: str, *, rows_at_once: int) -> Iterator[Mapping[str, tf.RaggedTensor]]:
+  """The columns of a record file that are needed here, many rows at a time, parsed by TensorFlow."""
+  names = ("title_ids", "text_ids", "token_starts", "sentence_starts")
+  features = {name: tf.io.RaggedFeature(tf.int64, row_splits_dtype=tf.int64) for name in names}
   records = tf.data.TFRecordDataset(path, compression_type="GZIP").batch(rows_at_once)
-  for parsed in records.map(lambda batch: tf.io.parse_example(batch, features)).prefetch(1):
-    yield parsed["title_ids"], parsed["text_ids"]
+  yield from records.map(lambda batch: tf.io.parse_example(batch, features)).prefetch(1)
+
+
+def _ragged(rows: tf.RaggedTensor) -> Ragged:
+  return Ragged(rows.values.numpy(), rows.row_splits.numpy())
 
 
 # -------------------------------------------------------------------------------------------------------------- the job
 
 
 def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConfig = IndexConfig(), batch_size: int = 64,
-          jit_compile: bool = True, mixed_precision: bool = False, beam_args: Sequence[str] = ()) -> dict:
+          jit_compile: bool = True, beam_args: Sequence[str] = ()) -> dict:
   """Publishes an index: the embeddings of all passages, and ScaNN's state where the config says so.
 
   Args:
     output: the index folder to write; what an interrupted run left for it is used.
-    config: of the searcher.
-    batch_size, jit_compile, mixed_precision: see `Embedder`.
+    config: how to embed, and the searcher.
+    batch_size, jit_compile: see `Embedder`.
     beam_args: Beam's options.
 
   Returns:
@@ -162,8 +207,19 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
   num_passages, started = wanted["counts"]["passages"], time.time()
   with artifacts.publish(output, kind=index.KIND, config=dataclasses.asdict(config),
                          inputs={"snapshot": snapshot, "passages": passages_folder}, resume=True) as staged:
-    counts = _run(staged.path, snapshot, passages_folder, num_passages=num_passages, beam_args=beam_args,
-                  how={"batch_size": batch_size, "jit_compile": jit_compile, "mixed_precision": mixed_precision})
+    counts = _run(
+      staged.path,
+      snapshot,
+      passages_folder,
+      num_passages=num_passages,
+      beam_args=beam_args,
+      share_queried=index.share_queried(config, num_passages),
+      how={
+        "batch_size": batch_size,
+        "jit_compile": jit_compile,
+        "mixed_precision": config.mixed_precision,
+      },
+    )
     embed_secs = time.time() - started
     staged.details = index.build(staged.path, config, num_rows=num_passages) | {
         "snapshot_step": artifacts.read_info(snapshot)["step"], "started": started, "embed_secs": round(embed_secs, 3),
@@ -171,22 +227,43 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
         "padded_share": round(counts["padded_tokens"] / max(counts["tokens"] + counts["padded_tokens"], 1), 4)}
     staged.counts = {"passages": num_passages, "embedded_now": counts["passages"], "tokens": counts["tokens"]}
   info = artifacts.read_info(output)
-  print(f"{output}: {num_passages:,} passages, {info['passages_per_sec']:,.0f}/s, {info['refresh_secs']:.1f} s", flush=True)
+  recall = index.measured_recall(info)
+  print(
+    f"{output}: {num_passages:,} passages, {info['passages_per_sec']:,.0f}/s, "
+    f"{info['refresh_secs']:.1f} s{recall and '; '}{recall}",
+    flush=True,
+  )
   return info
 
 
-def _run(folder: str, snapshot: str, passages_folder: str, *, num_passages: int, how: Mapping[str, int | bool],
-         beam_args: Sequence[str]) -> dict[str, int]:
+def _run(
+  folder: str,
+  snapshot: str,
+  passages_folder: str,
+  *,
+  num_passages: int,
+  share_queried: float,
+  how: Mapping[str, int | bool],
+  beam_args: Sequence[str],
+) -> dict[str, int]:
   """Writes the embedding files that `folder` lacks; counts of those by the names of _COUNTERS."""
   sources = passages.shard_paths(passages_folder)
-  shards = [Shard(source, os.path.join(folder, index.shard_name(i, len(sources)))) for i, source in enumerate(sources)]
+  shards = [
+    Shard(i, source, os.path.join(folder, index.shard_name(i, len(sources))))
+    for i, source in enumerate(sources)
+  ]
   missing = [shard for shard in shards if not artifacts.gfile.exists(shard.target)]
   pipeline, ended = pipelines.pipeline(beam_args), threading.Event()
   to_do = num_passages * len(missing) // len(shards)
   threading.Thread(target=_show_progress, args=[folder, len(missing), to_do, ended]).start()
   try:
     with pipeline:
-      _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.ParDo(EmbedShard(snapshot, how))
+      _ = (
+        pipeline
+        | beam.Create(missing)
+        | beam.Reshuffle()
+        | beam.ParDo(EmbedShard(snapshot, how, share_queried))
+      )
   finally:
     ended.set()
   found = {counter.key.metric.name: counter.result for counter in pipeline.result.metrics().query()["counters"]}
@@ -201,18 +278,56 @@ def _show_progress(folder: str, num_files: int, num_passages: int, ended: thread
     rate.add(num_passages * done_files // max(num_files, 1) - rate.done)
 
 
+def define_flags() -> None:
+  """Flags of every job that makes an index."""
+  flags.DEFINE_enum(
+    "searcher", "exact", ("exact", "scann"), "What the index is for; exact is the embeddings alone."
+  )
+  flags.DEFINE_float(
+    "recall", 0.98, "For ScaNN: the wanted share of the exact best passages that a search finds."
+  )
+  flags.DEFINE_integer(
+    "num_leaves", None, "ScaNN's partitions; the square root of the number of passages by default."
+  )
+  flags.DEFINE_integer(
+    "leaves_to_search", None, "Partitions looked into for a query; by default chosen for --recall."
+  )
+  flags.DEFINE_integer(
+    "reorder", None, "Candidates whose score is computed exactly; by default chosen for --recall."
+  )
+  flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
+  flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
+  flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA.")
+
+
+def index_config(args: flags.FlagValues) -> IndexConfig:
+  """What the flags of `define_flags` say of the index."""
+  return IndexConfig(
+    searcher=args.searcher,
+    recall=args.recall,
+    num_leaves=args.num_leaves,
+    leaves_to_search=args.leaves_to_search,
+    reorder=args.reorder,
+    mixed_precision=args.mixed_precision,
+  )
+
+
 def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
-  embed(args.output, snapshot=args.snapshot, passages_folder=args.passages, config=IndexConfig(searcher=args.searcher),
-        batch_size=args.batch_size, jit_compile=args.jit_compile, mixed_precision=args.mixed_precision, beam_args=argv[1:])
+  embed(
+    args.output,
+    snapshot=args.snapshot,
+    passages_folder=args.passages,
+    config=index_config(args),
+    batch_size=args.batch_size,
+    jit_compile=args.jit_compile,
+    beam_args=argv[1:],
+  )
 
 
 if __name__ == "__main__":
   flags.DEFINE_string("snapshot", None, "The snapshot folder to embed with.", required=True)
   flags.DEFINE_string("passages", None, "The passages folder.", required=True)
   flags.DEFINE_string("output", None, "The index folder to write.", required=True)
-  flags.DEFINE_enum("searcher", "exact", ("exact", "scann"), "What the index is for; exact is the embeddings alone.")
-  flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
-  flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA.")
-  flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
+  define_flags()
   pipelines.start("beam_jobs.embed_passages")

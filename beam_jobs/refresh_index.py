@@ -101,11 +101,12 @@ def main(argv: Sequence[str]) -> None:
   def refresh_once() -> str:
     return refresh_newest(
         snapshots=args.snapshots, passages=args.passages, indexes=args.indexes, keep=args.keep,
-        config=IndexConfig(searcher=args.searcher), embed=embed)
+        config=embed_passages.index_config(args), embed=embed)
 
   def embed(folder: str, **what) -> None:
-    embed_passages.embed(folder, **what, batch_size=args.batch_size, jit_compile=args.jit_compile,
-                         mixed_precision=args.mixed_precision, beam_args=argv[1:])
+    embed_passages.embed(
+      folder, **what, batch_size=args.batch_size, jit_compile=args.jit_compile, beam_args=argv[1:]
+    )
 
   if args.watch:
     watch(refresh_once, snapshots=args.snapshots, poll_secs=args.poll_secs)
@@ -117,12 +118,9 @@ if __name__ == "__main__":
   flags.DEFINE_string("snapshots", None, "The root of a trainer's snapshots.", required=True)
   flags.DEFINE_string("passages", None, "The passages folder.", required=True)
   flags.DEFINE_string("indexes", None, "The root of the indexes to write.", required=True)
-  flags.DEFINE_enum("searcher", "exact", ("exact", "scann"), "What the index is for.")
+  embed_passages.define_flags()
   flags.DEFINE_bool("watch", False, "Go on with every newer snapshot.")
   flags.DEFINE_float("poll_secs", 1.0, "Pause between two looks for a newer snapshot.")
   flags.DEFINE_integer("keep", 2, "How many indexes to keep.", lower_bound=1)
-  flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
-  flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA.")
-  flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
   flags.DEFINE_integer("parent_pid", None, "The process that started this one (realm_tf.refresh); this one ends with it.")
   pipelines.start("beam_jobs.refresh_index")

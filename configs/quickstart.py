@@ -71,7 +71,7 @@ def get_config():
       log_every=100, checkpoint_every=400)
 
   # ---- REALM ----
-  c.searcher = "exact"  # or "scann"
+  c.searcher = "exact"  # or "scann"; refresh.job_args say how well it has to find
   c.realm = dict(
       workdir=run + "/realm",
       init=run + "/ict",  # snapshots/ to start the retriever from
@@ -85,7 +85,9 @@ def get_config():
   c.refresh = dict(
       every_steps=100,  # a snapshot to re-embed the corpus from
       start_job=True,  # False: you run `python -m beam_jobs.refresh_index --watch` yourself
-      job_args=())  # of beam_jobs.refresh_index; Beam's own follow "--"
+      # of beam_jobs.refresh_index: --recall=0.99 for ScaNN (0.98 by default), --mixed_precision (not for the first and
+      # the last index, which are evaluated), ..; Beam's own follow "--"
+      job_args=())
 
   # ---- Open-QA ----
   c.finetune = dict(

@@ -6,12 +6,17 @@ W is a fine-tuned workdir, or a pre-trained one (with snapshots/ and indexes/): 
 --clozes instead of --questions scores retrieval for masked sentences, and what it does for the masked reader. --index and
 --passages put another corpus in place of the one that W was trained on; --retrieval=bm25 scores the sparse baseline without any
 model. The scores go to predictions.metrics.json, beside the predictions.
+
+Passages are searched for as a server does it, 100 at a time: these are read, and recall@k up to 100 is theirs.
+For larger k another search asks for 5000. `searched_by` among the scores says how. --exact_recall adds the recall of
+exact search, and overlap@k: the share of its best k passages that the index's own searcher finds.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import flags
@@ -24,6 +29,7 @@ from realm_tf.models.realm import RealmModel
 from realm_tf.questions import Question
 
 RECALL_AT = (1, 5, 10, 20, 50, 100, 500, 1000, 5000)
+SERVED = 100  # passages that a servable retrieves
 _BATCH_SIZE = 32
 _TRAIN_FIRST = "give the workdir of a trainer that has finished."
 
@@ -84,6 +90,12 @@ class Answerer:
     workdir: of realm_tf.finetune.
     index_folder, passages_folder: instead of those that it was trained with.
 
+  Attributes:
+    kind: "dense", "bm25" or "none".
+    search: packed question ids [B, Lq] and question texts → `retrieval.Found`.
+    indexed: if it is dense, retriever and index.
+    searcher: if it is BM25, that.
+
   Raises:
     ArtifactError: missing parts, or parts that do not belong together.
   """
@@ -98,18 +110,20 @@ class Answerer:
     examples.check_vocabulary(artifacts.read_info(self.passages_folder), self.passages_folder, self.tokenizer)
     if self.kind == "none":
       return
-    depth = min(max(RECALL_AT), len(self.table))
-    tower = None
+    depth, tower = min(SERVED, len(self.table)), None
     if self.kind == "bm25":
-      searcher = bm25.Bm25Searcher(self.table)
-      self.search, embeddings = lambda ids, texts: searcher.search(texts, depth), None
+      self.searcher, embeddings = bm25.Bm25Searcher(self.table), None
+      self.search = lambda ids, texts: self.searcher.search(texts, depth)
     else:
       folder = index_folder or index.of_snapshot(workdir, snapshot)
       check_index_snapshot(folder, (info["index_snapshot"], info["fingerprint"]))  # where both are, they share a passage tower
-      indexed = retrieval.IndexedRetriever(
+      self.indexed = retrieval.IndexedRetriever(
           snapshots.load_retriever(snapshot), index.load(folder, passages=self.passages_folder), artifacts.step_of(snapshot), folder)
-      tower, embeddings = indexed.retriever.query_tower, index.read_embeddings(folder, num_rows=len(self.table))
-      self.search = lambda ids, texts: indexed.search(ids, depth)
+      tower, embeddings = (
+        self.indexed.retriever.query_tower,
+        index.read_embeddings(folder, num_rows=len(self.table)),
+      )
+      self.search = lambda ids, texts: self.indexed.search(ids, depth)
     self.embeddings, self.num_read = embeddings, info["num_read"]
     self.model = OpenQaModel(tower, self.reader, sep_id=self.tokenizer.sep_id)
     if tower is None:
@@ -155,18 +169,18 @@ def check_index_snapshot(folder: str, wanted: Sequence[str | None]) -> None:
 # ============================================================================================================ scoring
 
 
-def score_answers(rows: Sequence[Question], answers: Sequence[Answer], table: passages.PassageTable) -> dict[str, float]:
-  """exact_match and f1 (0 to 1), and where passages were found, reader_oracle and recall@k."""
+def score_answers(rows: Sequence[Question], answers: Sequence[Answer]) -> dict[str, float]:
+  """exact_match and f1 (0 to 1), and where passages were found, reader_oracle."""
   right, overlap = ([rule(answer.text, row.answers, regex=row.regex) for row, answer in zip(rows, answers)]
                     for rule in (metrics.exact_match, metrics.f1))
   scores = {"questions": len(rows), "exact_match": float(np.mean(right)), "f1": float(np.mean(overlap))}
   if any(len(answer.numbers) for answer in answers):
     scores["reader_oracle"] = float(np.mean([answer.readable for answer in answers]))
-    scores |= recall(rows, [answer.numbers for answer in answers], table)
   return scores
 
 
-def recall(rows: Sequence[Question], numbers: Sequence[np.ndarray], table: passages.PassageTable) -> dict[str, float]:
+def recall(rows: Sequence[Question], numbers: Sequence[np.ndarray], table: passages.PassageTable, *,
+           ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
   """recall@k by both definitions of having an answer: normalised words, and under raw_ the released code's (see AnswerMatcher).
 
   Args:
@@ -176,12 +190,107 @@ def recall(rows: Sequence[Question], numbers: Sequence[np.ndarray], table: passa
   for prefix, raw in (("", False), ("raw_", True)):
     matcher = metrics.AnswerMatcher(table.texts, raw=raw)
     found = [matcher.has_answer(beam, row.answers, regex=row.regex, first_only=True) for row, beam in zip(rows, numbers)]
-    scores |= {f"{prefix}{name}": value for name, value in metrics.recall_at(found, RECALL_AT).items()}
+    scores |= {f"{prefix}{name}": value for name, value in metrics.recall_at(found, ks).items()}
   return scores
 
 
-def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, bm25_baseline: bool, index_folder: str | None,
-                       passages_folder: str | None, num_candidates: int) -> dict[str, float]:
+Search = Callable[
+  [slice, int], retrieval.Found
+]  # a slice of the queries, and how many passages → what is found
+
+
+def recall_as_searched(
+  rows: Sequence[Question],
+  search: Search,
+  table: passages.PassageTable,
+  *,
+  describe: Callable[[int], str],
+  exact: Search | None = None,
+) -> dict:
+  """recall@k as a server finds it: of a search for 100 passages, and for larger k of one for 5000.
+
+  Args:
+    describe: a search for so many passages, in words.
+    exact: a second search to compare with.
+
+  Returns:
+    `recall`'s scores; `searched_by`, which says what found them; with `exact` also its exact_recall_at_k, and
+    overlap_at_k, the share of its best k passages that are among the best k of `search`.
+  """
+  scores, exact_scores, searched_by = {}, {}, {}
+  if exact:
+    best = retrieval.search_all(lambda part: exact(part, min(RECALL_AT[-1], len(table))), len(rows))
+  for low, depth in ((0, SERVED), (SERVED, RECALL_AT[-1])):
+    ks, asked = [k for k in RECALL_AT if low < k <= depth], min(depth, len(table))
+    numbers = retrieval.search_all(lambda part: search(part, asked), len(rows))
+    scores |= recall(rows, numbers, table, ks=ks)
+    searched_by[f"recall_at_{ks[0]} to {ks[-1]}"] = f"{describe(asked)}, asked for {asked}"
+    if exact:
+      exact_scores |= {
+        f"exact_{name}": value for name, value in recall(rows, best, table, ks=ks).items()
+      }
+      exact_scores |= {
+        f"overlap_at_{k}": float(
+          np.mean([np.isin(wanted[:k], got[:k]).mean() for wanted, got in zip(best, numbers)])
+        )
+        for k in ks
+      }
+  return {**scores, **exact_scores, "searched_by": searched_by}
+
+
+def searched_in(
+  indexed: retrieval.IndexedRetriever, query_ids: np.ndarray, *, exact_recall: bool
+) -> dict:
+  """`recall_as_searched`'s arguments for an index; warns if its measured recall is less than was wanted."""
+  said = index.measured_recall(artifacts.read_info(indexed.folder, kind=index.KIND))
+  if said.startswith("WARNING"):
+    print(f"{indexed.folder}: {said}", file=sys.stderr, flush=True)
+  exactly = exact_recall and dataclasses.replace(
+    indexed, searcher=index.load(indexed.folder, searcher="exact")
+  )
+  return {
+    "search": lambda part, num: indexed.search(query_ids[part], num),
+    "describe": indexed.searcher.describe,
+    "exact": (lambda part, num: exactly.search(query_ids[part], num)) if exact_recall else None,
+  }
+
+
+def searched_by_bm25(searcher: bm25.Bm25Searcher, texts: Sequence[str]) -> dict:
+  """`recall_as_searched`'s arguments for BM25."""
+  return {
+    "search": lambda part, num: searcher.search(texts[part], num),
+    "describe": lambda num: "bm25",
+  }
+
+
+def evaluate_fine_tuned(
+  answerer: Answerer, rows: Sequence[Question], answers: Sequence[Answer], *, exact_recall: bool
+) -> dict:
+  """The scores of a fine-tuned system's answers, and of its retriever, if it has one."""
+  scores = score_answers(rows, answers)
+  if answerer.kind == "none":
+    return scores
+  if answerer.kind == "bm25":
+    how = searched_by_bm25(answerer.searcher, [row.text for row in rows])
+  else:
+    query_ids = questions.packed_questions(
+      rows, tokenizer=answerer.tokenizer, length=answerer.reader.query_length
+    )
+    how = searched_in(answerer.indexed, query_ids, exact_recall=exact_recall)
+  return scores | recall_as_searched(rows, table=answerer.table, **how)
+
+
+def evaluate_zero_shot(
+  workdir: str,
+  rows: Sequence[Question],
+  *,
+  clozes: bool,
+  bm25_baseline: bool,
+  index_folder: str | None,
+  passages_folder: str | None,
+  num_candidates: int,
+  exact_recall: bool = False,
+) -> dict:
   """recall@k of a pre-trained workdir's retriever, or of BM25 over the same passages; for clozes also the retrieval utility."""
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   folder = index_folder or index.folder_of(workdir, snapshot)
@@ -194,14 +303,12 @@ def evaluate_zero_shot(workdir: str, rows: Sequence[Question], *, clozes: bool, 
     texts = [row.text.encode()[:row.span[0]].decode() + row.text.encode()[row.span[1]:].decode() for row in rows]
   else:
     query_ids, texts = questions.packed_questions(rows, tokenizer=tokenizer, length=length), [row.text for row in rows]
-  depth = min(max(RECALL_AT), len(table))
   if bm25_baseline:
-    searcher = bm25.Bm25Searcher(table)
-    search = lambda part: searcher.search(texts[part], depth)
+    how = searched_by_bm25(bm25.Bm25Searcher(table), texts)
   else:
     indexed = retrieval.load(folder, passages=passages_folder, snapshot=snapshot)
-    search = lambda part: indexed.search(query_ids[part], depth)
-  scores = {"questions": len(rows), **recall(rows, retrieval.search_all(search, len(rows)), table)}
+    how = searched_in(indexed, query_ids, exact_recall=exact_recall)
+  scores = {"questions": len(rows), **recall_as_searched(rows, table=table, **how)}
   if clozes and not bm25_baseline and "reader" in artifacts.read_info(snapshot)["config"]:
     model = RealmModel(indexed.retriever, snapshots.load_model(snapshot, "reader"))
     scores |= retrieval_utility(rows, model, indexed, table, tokenizer=tokenizer, num_candidates=num_candidates)
@@ -259,9 +366,19 @@ def prediction_line(row: Question, answer: Answer, table: passages.PassageTable,
   }
 
 
-def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | None, output: str | None, bm25_baseline: bool,
-             index_folder: str | None, passages_folder: str | None, num_passages: int,
-             num_candidates: int = 8) -> dict[str, float]:
+def evaluate(
+  workdir: str,
+  *,
+  questions_path: str | None,
+  clozes_path: str | None,
+  output: str | None,
+  bm25_baseline: bool,
+  index_folder: str | None,
+  passages_folder: str | None,
+  num_passages: int,
+  num_candidates: int = 8,
+  exact_recall: bool = False,
+) -> dict:
   """Scores a workdir; writes predictions and scores beside them.
 
   Raises:
@@ -278,13 +395,21 @@ def evaluate(workdir: str, *, questions_path: str | None, clozes_path: str | Non
   if fine_tuned and not clozes_path:
     answerer = Answerer(workdir, index_folder=index_folder, passages_folder=passages_folder)
     answers = answerer(rows)
-    scores = score_answers(rows, answers, answerer.table)
+    scores = evaluate_fine_tuned(answerer, rows, answers, exact_recall=exact_recall)
     if output:
       lines = [prediction_line(row, answer, answerer.table, num_passages=num_passages) for row, answer in zip(rows, answers)]
       artifacts.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
   else:
-    scores = evaluate_zero_shot(workdir, rows, clozes=bool(clozes_path), bm25_baseline=bm25_baseline, index_folder=index_folder,
-                                passages_folder=passages_folder, num_candidates=num_candidates)
+    scores = evaluate_zero_shot(
+      workdir,
+      rows,
+      clozes=bool(clozes_path),
+      bm25_baseline=bm25_baseline,
+      index_folder=index_folder,
+      passages_folder=passages_folder,
+      num_candidates=num_candidates,
+      exact_recall=exact_recall,
+    )
   if output:
     artifacts.write_text(os.path.splitext(output)[0] + ".metrics.json", json.dumps(scores, indent=2) + "\n")
   return scores
@@ -294,8 +419,17 @@ def main(argv):
   del argv
   args = flags.FLAGS
   scores = evaluate(
-      args.workdir, questions_path=args.questions, clozes_path=args.clozes, output=args.output, bm25_baseline=args.retrieval == "bm25",
-      index_folder=args.index, passages_folder=args.passages, num_passages=args.num_passages, num_candidates=args.num_candidates)
+    args.workdir,
+    questions_path=args.questions,
+    clozes_path=args.clozes,
+    output=args.output,
+    bm25_baseline=args.retrieval == "bm25",
+    index_folder=args.index,
+    passages_folder=args.passages,
+    num_passages=args.num_passages,
+    num_candidates=args.num_candidates,
+    exact_recall=args.exact_recall,
+  )
   print(json.dumps(scores, indent=2))
 
 
@@ -310,4 +444,9 @@ if __name__ == "__main__":
   flags.DEFINE_integer("num_passages", 5, "Passages to write with each prediction.", lower_bound=0)
   flags.DEFINE_integer("num_candidates", 8, "For the retrieval utility: candidates of a cloze, the null passage among them.",
                        lower_bound=2)
+  flags.DEFINE_bool(
+    "exact_recall",
+    False,
+    "Search exactly, too: its recall, and how much of it the index's own searcher finds.",
+  )
   settings.start(main)

@@ -4,7 +4,8 @@ Packing is TensorFlow on ragged tensors, so the same lines run in the trainers' 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from realm_tf.passages import PassageTable, Ragged
 from realm_tf.tokenization import Tokenizer
 
 SPANS_KIND = "spans"
+_ROUNDS = 8  # of the permutation of an epoch's rows
 NULL_PASSAGE = -1  # passage number of the empty candidate
 
 # There are no loops in these graphs, and on ragged ops this optimizer logs warnings that nothing else can silence.
@@ -119,7 +121,9 @@ class IctExamples:
     rng = np.random.default_rng([seed, step])
     queries, texts, numbers, removed = [], [], [], []
     for number in _draw_forever(self.rows, step, batch_size, seed, rng):
-      starts, ends = sentence_ranges(self.table, number)
+      starts, ends = sentence_ranges(
+        self.table.token_starts[number], self.table.sentence_starts[number]
+      )
       pick, remove = rng.integers(len(starts)), rng.random() < self.removal_rate
       ids = self.table.text_ids[number]
       query = ids[starts[pick]:ends[pick]]
@@ -140,11 +144,40 @@ class IctExamples:
     }
 
 
-def sentence_ranges(table: PassageTable, number: int) -> tuple[np.ndarray, np.ndarray]:
-  """Word-piece range [start, end) of each sentence of a passage."""
-  token_starts = table.token_starts[number]
-  starts = np.searchsorted(token_starts, table.sentence_starts[number])
+def sentence_ranges(
+  token_starts: np.ndarray, sentence_starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Word-piece range [start, end) of each sentence of a passage.
+
+  Args:
+    token_starts, sentence_starts: byte offsets in the passage's text.
+  """
+  starts = np.searchsorted(token_starts, sentence_starts)
   return starts, np.append(starts[1:], len(token_starts))
+
+
+def draw_sentences(
+  text_ids: Ragged,
+  token_starts: Ragged,
+  sentence_starts: Ragged,
+  *,
+  share: float,
+  rng: np.random.Generator,
+) -> Ragged:
+  """Word pieces of one sentence each of some passages, drawn uniformly.
+
+  Args:
+    text_ids, token_starts, sentence_starts: of the passages, as in a `PassageTable`.
+    share: of the passages.
+  """
+  drawn = []
+  for number in np.flatnonzero(rng.random(len(text_ids)) < share):
+    starts, ends = sentence_ranges(token_starts[number], sentence_starts[number])
+    whole = np.flatnonzero(ends > starts)
+    if len(whole):
+      pick = rng.choice(whole)
+      drawn.append(text_ids[number][starts[pick] : ends[pick]])
+  return Ragged.of(drawn, np.int32)
 
 
 def _draw_forever(rows: np.ndarray, step: int, batch_size: int, seed: int, rng: np.random.Generator):
@@ -166,8 +199,37 @@ def epoch_rows(num_rows: int, step: int, batch_size: int, seed: int, rows: np.nd
   picked = np.empty([batch_size], np.int64)
   for epoch in np.unique(epochs):
     inside = epochs == epoch
-    picked[inside] = np.random.default_rng([seed, 7, epoch]).permutation(num_rows)[at[inside] % num_rows]
+    keys = np.random.default_rng([seed, 7, epoch]).integers(1 << 64, size=_ROUNDS, dtype=np.uint64)
+    picked[inside] = _permuted(at[inside] % num_rows, num_rows, keys)
   return picked if rows is None else rows[picked]
+
+
+def _permuted(places: np.ndarray, num_rows: int, keys: np.ndarray) -> np.ndarray:
+  """The rows [B] at these places of a pseudo-random permutation of range(num_rows).
+
+  The permutation is never held in memory. It is a Feistel network over the least square of at least `num_rows` cells
+  (Black and Rogaway 2002): each round moves along one side of the square by a function of the other. What falls
+  outside of the rows is moved again, until it falls inside.
+
+  Args:
+    keys: [rounds] uint64.
+  """
+  side = np.uint64(math.isqrt(num_rows - 1) + 1)
+  moved, outside = places.astype(np.uint64), np.arange(len(places))
+  while len(outside):
+    left, right = np.divmod(moved[outside], side)
+    for key in keys:
+      left, right = right, (left + _mixed(right ^ key) % side) % side
+    moved[outside] = left * side + right
+    outside = outside[moved[outside] >= num_rows]
+  return moved.astype(np.int64)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+  """Each of these uint64 with its bits mixed (SplitMix64, Steele et al. 2014)."""
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return x ^ (x >> np.uint64(31))
 
 
 def _ragged(rows: Sequence[np.ndarray]) -> tf.RaggedTensor:
@@ -190,7 +252,8 @@ class MaskedQueries:
     mask_positions: [B, M] int32 positions in the *packed* query ([CLS] is 0), 0 where unused.
     targets: [B, M] int32 word pieces to predict.
     target_mask: [B, M] float32, 1 where used.
-    own_passages: [B] int32 number of the passage that the sentence stands in.
+    own_passages: [B, K] int32 numbers of the passages that the sentence stands in, then NULL_PASSAGE. K is 1, or
+      as many copies as the knowledge corpus holds of one of them.
   """
 
   ids: Ragged
@@ -200,8 +263,14 @@ class MaskedQueries:
   own_passages: np.ndarray
 
 
-def mask_pieces(ids: Sequence[np.ndarray], at: Sequence[np.ndarray], own_passages: Sequence[int], *, tokenizer: Tokenizer,
-                max_masks: int) -> MaskedQueries:
+def mask_pieces(
+  ids: Sequence[np.ndarray],
+  at: Sequence[np.ndarray],
+  own_passages: np.ndarray | Sequence[int],
+  *,
+  tokenizer: Tokenizer,
+  max_masks: int,
+) -> MaskedQueries:
   """Puts [MASK] in place of the word pieces at the positions `at` (ascending, at most `max_masks`) of each row."""
   masked, shape = [], (len(ids), max_masks)
   positions, targets, target_mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
@@ -212,7 +281,8 @@ def mask_pieces(ids: Sequence[np.ndarray], at: Sequence[np.ndarray], own_passage
     target_mask[row, :size] = 1
     pieces[chosen] = tokenizer.mask_id
     masked.append(pieces)
-  return MaskedQueries(Ragged.of(masked, np.int32), positions, targets, target_mask, np.asarray(own_passages, np.int32))
+  own_passages = np.reshape(own_passages, [len(ids), -1]).astype(np.int32)
+  return MaskedQueries(Ragged.of(masked, np.int32), positions, targets, target_mask, own_passages)
 
 
 def mask_spans(ids: Sequence[np.ndarray], starts: Sequence[int], ends: Sequence[int], own_passages: Sequence[int], *,
@@ -248,6 +318,44 @@ def realm_batch(queries: MaskedQueries, query_ids: np.ndarray, numbers: np.ndarr
   }
 
 
+class OwnPassages:
+  """The passages of a knowledge corpus that sentences of any corpus stand in, found by uid.
+
+  Args:
+    source: path and fingerprint of the passages that the sentences were found in.
+    numbers: [S] the number there of each sentence's passage.
+    knowledge: the passages that candidates come from.
+
+  Attributes:
+    share: of the sentences that have such a passage.
+
+  Raises:
+    ArtifactError: there are no complete passages at that path.
+  """
+
+  def __init__(self, source: Mapping[str, str], numbers: np.ndarray, knowledge: PassageTable):
+    known = knowledge.short_uids
+    if source["fingerprint"] == knowledge.fingerprint:
+      uids = known
+    else:
+      artifacts.read_info(source["path"], kind=passages.KIND)
+      uids = passages.read_uids(source["path"])
+    self._order = np.argsort(
+      known, kind="stable"
+    )  # passages by uid, those of the same one by number
+    known = known[self._order]
+    first, last = (np.searchsorted(known, uids, side=side) for side in ("left", "right"))
+    self._first, self._last = first[numbers], last[numbers]
+    self.share = float(np.mean(self._last > self._first))
+
+  def of(self, rows: np.ndarray) -> np.ndarray:
+    """Passage numbers [B, K] int32 of these sentences, ascending, then NULL_PASSAGE."""
+    counts = self._last[rows] - self._first[rows]
+    place = np.arange(max(counts.max(), 1))
+    at = np.minimum(self._first[rows][:, None] + place, len(self._order) - 1)
+    return np.where(place < counts[:, None], self._order[at], NULL_PASSAGE).astype(np.int32)
+
+
 class MaskedSentences:
   """The sentences of a spans folder in memory; draws masked queries.
 
@@ -256,16 +364,24 @@ class MaskedSentences:
     masking: what is masked. "salient": one salient span, drawn uniformly (REALM, section 3.4). The paper's two baselines mask
       15% of a sentence, of all sentences of the same passages: "random_span" whole words in spans of geometric length, at most
       10 (SpanBERT), "uniform" any word pieces (BERT). Every chosen word piece becomes [MASK].
-    knowledge: fingerprint of the passages that candidates come from; `own_passages` are NULL_PASSAGE where the sentences
-      stand in other passages.
+    knowledge: the passages that candidates come from. A sentence's own passages are those of the same title and
+      text as the passage that it was found in, whichever folder that stands in.
 
   Raises:
-    ArtifactError: incomplete, of another vocabulary, or nothing fits into the query.
+    ArtifactError: incomplete, of another vocabulary, made from passages that are gone, or nothing fits into the query.
     UserError: unknown masking.
   """
 
-  def __init__(self, folder: str, *, tokenizer: Tokenizer, query_length: int, max_masks: int, knowledge: str,
-               masking: str = "salient"):
+  def __init__(
+    self,
+    folder: str,
+    *,
+    tokenizer: Tokenizer,
+    query_length: int,
+    max_masks: int,
+    knowledge: PassageTable,
+    masking: str = "salient",
+  ):
     if masking not in MASKINGS:
       raise artifacts.UserError(f"masking is {masking!r}; use one of {', '.join(MASKINGS)}.")
     info = artifacts.read_info(folder, kind=SPANS_KIND)
@@ -278,7 +394,13 @@ class MaskedSentences:
       raise artifacts.ArtifactError(
           f"{folder!r} has no span within {query_length} word pieces; annotate other passages or raise query_length.")
     self.ids, self.spans = Ragged.of(ids, np.int32), Ragged.of(spans, np.int32)
-    self.own_passages = np.array(own if source["fingerprint"] == knowledge else np.full(len(own), NULL_PASSAGE), np.int32)
+    self._own = OwnPassages(source, np.array(own), knowledge)
+    print(
+      f"{folder}: {len(self):,} sentences to mask; {self._own.share:.1%} stand in a passage of "
+      f"{knowledge.folder} (of the same "
+      "title and text), which is their own",
+      flush=True,
+    )
 
   def _salient(self, folder: str):
     """Sentences with spans that fit: their word pieces, passage numbers, and span ranges."""
@@ -297,20 +419,27 @@ class MaskedSentences:
     ids, own = [], []
     for number in range(len(table)):
       pieces = table.text_ids[number]
-      for start, end in zip(*sentence_ranges(table, number)):
+      for start, end in zip(
+        *sentence_ranges(table.token_starts[number], table.sentence_starts[number])
+      ):
         if end > start:
           ids.append(pieces[start:end]), own.append(number)
     return ids, own, [()] * len(ids)
 
   def __len__(self) -> int:
-    return len(self.own_passages)
+    return len(self.ids)
 
   def batch(self, step: int, *, batch_size: int, seed: int) -> MaskedQueries:
     """The masked queries of a step, a pure function of it and the seed: each sentence once an epoch."""
     rng = np.random.default_rng([seed, 11, step])
     rows = epoch_rows(len(self), step, batch_size, seed)
-    return mask_pieces([self.ids[row] for row in rows], [self._draw(row, rng) for row in rows], self.own_passages[rows],
-                       tokenizer=self.tokenizer, max_masks=self.max_masks)
+    return mask_pieces(
+      [self.ids[row] for row in rows],
+      [self._draw(row, rng) for row in rows],
+      self._own.of(rows),
+      tokenizer=self.tokenizer,
+      max_masks=self.max_masks,
+    )
 
   def _draw(self, row: int, rng: np.random.Generator) -> np.ndarray:
     """Positions of the word pieces to mask in sentence `row`, ascending."""

@@ -89,8 +89,12 @@ class BlankText:
     positions = np.zeros([1, max_masks], np.int32)
     positions[0, :size] = np.flatnonzero(np.array(ids) == tokenizer.mask_id) + 1  # [CLS] is 0
     return examples.MaskedQueries(
-        ids=Ragged.of([ids], np.int32), mask_positions=positions, targets=np.zeros_like(positions),
-        target_mask=(positions > 0).astype(np.float32), own_passages=np.array([NULL_PASSAGE], np.int32))
+      ids=Ragged.of([ids], np.int32),
+      mask_positions=positions,
+      targets=np.zeros_like(positions),
+      target_mask=(positions > 0).astype(np.float32),
+      own_passages=np.array([[NULL_PASSAGE]], np.int32),
+    )
 
   def split(self, pieces: Sequence[int]) -> list[Sequence[int]]:
     """y's word pieces by blank."""
@@ -224,7 +228,9 @@ class PretrainedSystem:
     sentences = lambda number: passages.sentences_of(
         table.texts[number], table.sentence_starts[number], table.sentence_ends[number])
     own = [int(number) for number in near if number != index.MISSING and any(map(blank.matches, sentences(number)))][:1]
-    numbers = retrieval.candidates(indexed, query_ids, num=num, own_passages=np.array(own) if own else None, null=True)[0]
+    numbers = retrieval.candidates(
+      indexed, query_ids, num=num, own_passages=np.array([own]) if own else None, null=True
+    )[0]
     return np.append(numbers[:1], numbers[1:][numbers[1:] != index.MISSING]), own[0] if own else None
 
   def _read(self, query: examples.MaskedQueries, query_ids: np.ndarray, numbers: np.ndarray, table: PassageTable, *,

@@ -1,62 +1,20 @@
 """Maximum inner product search over passage embeddings, exact or by ScaNN: what is built, kept in a folder and searched.
 
-An index folder holds `embeddings-*.npy`, one file per record file of its passages and in the same order, and for ScaNN also
-its serialised state. So every index can be searched exactly, and an index without more than that is what `embed_passages`
-writes. Both searchers are TensorFlow modules whose `search` works eagerly, in a tf.function and in a SavedModel.
+An index folder holds `embeddings-*.npy`, one file per record file of its passages and in the same order. So
+every index can be searched exactly. For ScaNN it also holds ScaNN's state, and `queries-*.npy`: embedded
+sentences, by which the width of its search was chosen.
 """
 
-import dataclasses
-import math
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from realm_tf import artifacts, paths
+from realm_tf import artifacts, paths, searchers
+from realm_tf.searchers import MISSING, ExactSearcher, IndexConfig, ScannSearcher, Width  # noqa: F401
 
 KIND = "index"
-MISSING = -1  # number where ScaNN found fewer candidates than asked for (the null passage's); its score is -inf
-
 _SCANN = "scann"  # folder of ScaNN's state
-_SCANN_MIN_ROWS = 4096  # fewer cannot train its codebooks well, and take well under a millisecond without them
-_SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32
-
-
-class SearchResult(NamedTuple):
-  """The best passages of each query, best first.
-
-  Attributes:
-    numbers: [B, num] int32 passage numbers.
-    scores: [B, num] float32 inner products f(x, z).
-  """
-
-  numbers: tf.Tensor
-  scores: tf.Tensor
-
-
-@dataclasses.dataclass(frozen=True)
-class IndexConfig:
-  """How an index is made and searched; all but the first are ScaNN's.
-
-  Attributes:
-    searcher: "exact" or "scann".
-    num_leaves: partitions of the embeddings; None is the square root of their number.
-    leaves_to_search: partitions looked into for a query; None is a tenth of them.
-    reorder: candidates whose inner product is computed exactly; at least twice as many as are asked for.
-    dimensions_per_block: dimensions that share a code of asymmetric hashing.
-  """
-
-  searcher: str = "exact"
-  num_leaves: int | None = None
-  leaves_to_search: int | None = None
-  reorder: int = 100
-  dimensions_per_block: int = 2
-
-  def __post_init__(self):
-    if self.searcher not in ("exact", "scann"):
-      raise artifacts.UserError(f"searcher is {self.searcher!r}; use 'exact' or 'scann'.")
 
 
 # --------------------------------------------------------------------------------------------------------- embeddings
@@ -69,6 +27,12 @@ def shard_name(shard: int, num_shards: int) -> str:
 def shard_paths(folder: str) -> list[str]:
   """The embedding files of a folder (complete or being written), in order of their rows."""
   return paths.listed(folder, r"embeddings-\d{5,}-of-\d{5,}\.npy")
+
+
+def queries_path(shard: str) -> str:
+  """Where the embedded sentences of the passages of one embedding file stand, beside it."""
+  folder, name = os.path.split(shard)
+  return os.path.join(folder, f"queries-{name.removeprefix('embeddings-')}")
 
 
 def write_shard(path: str, embeddings: np.ndarray) -> None:
@@ -106,6 +70,13 @@ def read_embeddings(folder: str, *, num_rows: int) -> np.ndarray:
   return embeddings
 
 
+def read_queries(folder: str) -> np.ndarray | None:
+  """The embedded sentences that the folder holds, [Q, D] float32; None without any."""
+  paths = [queries_path(path) for path in shard_paths(folder)]
+  parts = [read_shard(path) for path in paths if artifacts.gfile.exists(path)]
+  return np.concatenate(parts) if parts else None
+
+
 def _checked_shards(folder: str, num_rows: int) -> Iterator[tuple[int, np.ndarray]]:
   """(number of the first row, rows) of each file."""
   start = 0
@@ -124,144 +95,6 @@ def _checked_shards(folder: str, num_rows: int) -> Iterator[tuple[int, np.ndarra
         f"{folder!r} holds {start} embeddings, wanted {num_rows}, one for each passage. Embed the passages again.")
 
 
-# ---------------------------------------------------------------------------------------------------------- searchers
-
-
-class ExactSearcher(tf.Module):
-  """Scores every passage, a block of rows at a time, so that memory stays bounded however many there are.
-
-  Args:
-    embeddings: [N, D] float32.
-  """
-
-  def __init__(self, embeddings: np.ndarray):
-    super().__init__()
-    self.embeddings = tf.Variable(embeddings, trainable=False)  # a variable: a SavedModel's graph cannot hold gigabytes
-    self.num_rows = len(embeddings)
-
-  def search(self, queries: tf.Tensor, num: int) -> SearchResult:
-    """The `num` passages of highest inner product with each query; the lower number first among equals.
-
-    Args:
-      queries: [B, D] float32.
-      num: at most the number of passages.
-
-    Raises:
-      UserError: more are asked for than there are.
-    """
-    _check_num(num, self.num_rows)
-    return self._search(queries, num)
-
-  @tf.function(reduce_retracing=True)
-  def _search(self, queries, num):
-    batch = tf.shape(queries)[0]
-    block = tf.maximum(_SCORES_AT_ONCE // tf.maximum(batch, 1), num)
-
-    def search_block(start, numbers, scores):
-      rows = self.embeddings[start:start + block]  # no copy: a slice of whole rows
-      block_scores = tf.matmul(queries, rows, transpose_b=True)  # [B, block]
-      best = tf.math.top_k(block_scores, tf.minimum(num, tf.shape(rows)[0]))
-      scores = tf.concat([scores, best.values], axis=1)
-      numbers = tf.concat([numbers, best.indices + start], axis=1)
-      best = tf.math.top_k(scores, tf.minimum(num, tf.shape(scores)[1]))
-      return start + block, tf.gather(numbers, best.indices, batch_dims=1), best.values
-
-    nothing = (tf.constant(0), tf.zeros([batch, 0], tf.int32), tf.zeros([batch, 0], tf.float32))
-    _, numbers, scores = tf.while_loop(
-        lambda start, *_: start < self.num_rows, search_block, nothing, parallel_iterations=1,
-        shape_invariants=(tf.TensorShape([]), tf.TensorShape([None, None]), tf.TensorShape([None, None])))
-    return SearchResult(tf.ensure_shape(numbers, [None, num]), tf.ensure_shape(scores, [None, num]))
-
-
-class ScannSearcher(tf.Module):
-  """ScaNN (Guo et al. 2020): partitions, anisotropic codes, and exact scores for the best candidates.
-
-  Args:
-    state: the searcher's tensors, as `scann_ops` serialises them.
-    num_rows: number of passages.
-    leaf_rows: average number of passages in a partition; None where everything is scored without partitions and codes.
-    leaves_to_search, reorder: see `IndexConfig`.
-  """
-
-  def __init__(self, state: tf.Module, *, num_rows: int, leaf_rows: float | None, leaves_to_search: int, reorder: int):
-    super().__init__()
-    self.state = state
-    self.num_rows, self.leaf_rows, self.leaves_to_search, self.reorder = num_rows, leaf_rows, leaves_to_search, reorder
-
-  @classmethod
-  def build(cls, embeddings: np.ndarray, config: IndexConfig) -> "ScannSearcher":
-    """Trains ScaNN on embeddings [N, D]; under a few thousand rows it scores all of them instead."""
-    scann_ops = _scann_ops()
-    num_rows = len(embeddings)
-    builder = scann_ops.builder(embeddings, 1, "dot_product")
-    if num_rows < _SCANN_MIN_ROWS:
-      state = builder.score_brute_force().build().serialize_to_module()
-      return cls(state, num_rows=num_rows, leaf_rows=None, leaves_to_search=0, reorder=0)
-    num_leaves = config.num_leaves or math.isqrt(num_rows)
-    leaves_to_search = config.leaves_to_search or math.ceil(num_leaves / 10)
-    builder.tree(num_leaves, leaves_to_search, training_sample_size=min(num_rows, 250_000))
-    builder.score_ah(config.dimensions_per_block, anisotropic_quantization_threshold=0.2)
-    state = builder.reorder(config.reorder).build().serialize_to_module()
-    return cls(state, num_rows=num_rows, leaf_rows=num_rows / num_leaves, leaves_to_search=leaves_to_search,
-               reorder=config.reorder)
-
-  @property
-  def settings(self) -> dict:
-    """What `load` needs beside the state."""
-    return {name: getattr(self, name) for name in ("num_rows", "leaf_rows", "leaves_to_search", "reorder")}
-
-  def save(self, folder: str) -> None:
-    tf.saved_model.save(self.state, folder, options=tf.saved_model.SaveOptions(namespace_whitelist=["Scann"]))
-
-  @classmethod
-  def load(cls, folder: str, **settings) -> "ScannSearcher":
-    _scann_ops()  # registers the op that the SavedModel holds
-    return cls(tf.saved_model.load(paths.literal(folder)), **settings)
-
-  def search(self, queries: tf.Tensor, num: int) -> SearchResult:
-    """Like `ExactSearcher.search`, but a near neighbour may be missed.
-
-    Where the partitions searched hold fewer than `num` passages, the row ends with number MISSING and score -inf.
-    """
-    _check_num(num, self.num_rows)
-    return self._search(queries, num)
-
-  @tf.function(reduce_retracing=True)
-  def _search(self, queries, num):
-    # Inside a tf.function, the op keeps its searcher between calls; eagerly it would be made anew each time.
-    searcher = _scann_ops().searcher_from_module(self.state)
-    if self.leaf_rows is None:
-      numbers, scores = searcher.search_batched_parallel(queries, final_num_neighbors=num)
-    else:
-      reorder = min(max(self.reorder, 2 * num), self.num_rows)
-      num_leaves = round(self.num_rows / self.leaf_rows)
-      leaves = min(max(self.leaves_to_search, math.ceil(4 * reorder / self.leaf_rows)), num_leaves)
-      numbers, scores = searcher.search_batched_parallel(
-          queries, final_num_neighbors=num, pre_reorder_num_neighbors=reorder, leaves_to_search=leaves)
-    missing = tf.math.is_nan(scores)
-    numbers, scores = tf.where(missing, MISSING, numbers), tf.where(missing, -np.inf, scores)
-    padding = [[0, 0], [0, num - tf.shape(scores)[1]]]  # ScaNN returns as many columns as its fullest row has
-    numbers, scores = tf.pad(numbers, padding, constant_values=MISSING), tf.pad(scores, padding, constant_values=-np.inf)
-    return SearchResult(tf.ensure_shape(numbers, [None, num]), tf.ensure_shape(scores, [None, num]))
-
-
-def _check_num(num: int, num_rows: int) -> None:
-  if not 0 < num <= num_rows:
-    raise artifacts.UserError(
-        f"{num} candidates asked for, the index has {num_rows} passages. Ask for fewer, or index more passages.")
-
-
-def _scann_ops():
-  """ScaNN's TensorFlow ops; imported late, because exact search needs no ScaNN."""
-  try:
-    from scann.scann_ops.py import scann_ops
-  except (ImportError, tf.errors.NotFoundError) as error:
-    raise artifacts.ArtifactError(
-        f"searcher 'scann' needs the scann package built for TensorFlow {tf.__version__} ({error}). Install the versions of "
-        "requirements.txt, or use searcher 'exact'.") from error
-  return scann_ops
-
-
 # ------------------------------------------------------------------------------------------------------ build and load
 
 
@@ -269,7 +102,7 @@ def build(folder: str, config: IndexConfig, *, num_rows: int) -> dict:
   """Checks the embeddings in a folder that is being published, and adds what the searcher needs.
 
   Args:
-    folder: a `Staged.path` with all embedding files.
+    folder: a `Staged.path` with all embedding files, and for ScaNN the files of queries.
     num_rows: number of passages.
 
   Returns:
@@ -282,9 +115,43 @@ def build(folder: str, config: IndexConfig, *, num_rows: int) -> dict:
     for _ in _checked_shards(folder, num_rows):
       pass
     return {}
-  searcher = ScannSearcher.build(read_embeddings(folder, num_rows=num_rows), config)
+  searcher = ScannSearcher.build(
+    read_embeddings(folder, num_rows=num_rows), config, read_queries(folder)
+  )
   searcher.save(os.path.join(folder, _SCANN))
   return {"scann": searcher.settings}
+
+
+def share_queried(config: IndexConfig, num_rows: int) -> float:
+  """The share of passages of which a sentence is needed, to measure the index by; 0 if nothing is measured."""
+  if config.searcher == "exact" or num_rows < searchers.MIN_ROWS:
+    return 0.0
+  return min(searchers.NUM_QUERIES / num_rows, 1.0)
+
+
+def measured_recall(info: dict) -> str:
+  """What an index's info.json says of ScaNN's recall, in words; "" for exact search.
+
+  Begins with WARNING where it is less than was wanted.
+  """
+  if "scann" not in info:
+    return ""
+  measured = [Width(**width) for width in info["scann"]["widths"] if width["recall"] is not None]
+  if not measured:
+    return "" if info["scann"]["num_leaves"] else "ScaNN scores every passage exactly"
+  wanted = info["config"]["recall"]
+  said = (
+    "ScaNN's recall "
+    + ", ".join(f"{width.recall:.4f} at {width.num}" for width in measured)
+    + f" ({info['scann']['num_queries']} queries, wanted {wanted}; {info['scann']['num_leaves']} partitions, searched "
+    f"{', '.join(str(width.leaves) for width in measured)}; reordered {', '.join(str(width.reorder) for width in measured)})"
+  )
+  short = any(width.recall < wanted for width in measured)
+  return (
+    f"WARNING: {said}. It is less than wanted: set leaves_to_search and reorder higher, or search exactly"
+    if short
+    else said
+  )
 
 
 def folder_of(workdir: str, snapshot: str) -> str:
@@ -328,6 +195,6 @@ def load(folder: str, *, snapshot: str | None = None, passages: str | None = Non
       artifacts.check_input(folder, name, wanted)
   if (searcher or info["config"]["searcher"]) == "exact":
     return ExactSearcher(read_embeddings(folder, num_rows=info["counts"]["passages"]))
-  if "scann" not in info:
+  if "widths" not in info.get("scann", ()):
     raise artifacts.ArtifactError(f"index {folder!r} was made for exact search. Make it again with --searcher=scann.")
   return ScannSearcher.load(os.path.join(folder, _SCANN), **info["scann"])

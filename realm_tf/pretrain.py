@@ -46,7 +46,7 @@ class Batches:
     config = self.config
     return examples.MaskedSentences(
         folder, tokenizer=self.tokenizer, query_length=config.retriever.query_length, max_masks=config.reader.max_masks,
-        knowledge=self.table.fingerprint, masking=config.masking)
+        knowledge=self.table, masking=config.masking)
 
   def masked_lm(self, step: int, *, batch_size: int, pretraining_every: int,
                 indexed: retrieval.IndexedRetriever | None = None) -> dict[str, np.ndarray]:
@@ -60,7 +60,7 @@ class Batches:
     queries = source.batch(step, batch_size=batch_size, seed=self.config.seed + 1)
     query_ids = self._pack_queries(queries)
     if own:
-      numbers = queries.own_passages[:, None]
+      numbers = queries.own_passages[:, :1]
     elif indexed is None:
       numbers = np.full([batch_size, 1], examples.NULL_PASSAGE)
     else:
@@ -150,12 +150,17 @@ def first_index(config) -> retrieval.IndexedRetriever:
 def make_index(config, *, snapshots_root: str, indexes: str) -> None:
   """Runs the refresh job once, in its own process; returns at once where the newest snapshot's index is there.
 
+  The index is one to start from or to evaluate with: it is computed in float32, whatever `job_args` say.
+
   Raises:
     UserError: the job failed; its own words stand above.
   """
+  args = list(config.refresh.job_args)
+  beam_args = args[args.index("--"):] if "--" in args else []
   done = subprocess.run(
       [sys.executable, "-m", "beam_jobs.refresh_index", f"--snapshots={snapshots_root}", f"--passages={config.passages}",
-       f"--indexes={indexes}", f"--searcher={config.searcher}", f"--parent_pid={os.getpid()}", *config.refresh.job_args],
+       f"--indexes={indexes}", f"--searcher={config.searcher}", f"--parent_pid={os.getpid()}",
+       *args[:len(args) - len(beam_args)], "--nomixed_precision", *beam_args],
       check=False, start_new_session=True)  # a group of its own: it ends with this process, however that ends
   if done.returncode:
     raise artifacts.UserError(f"the refresh job ended with code {done.returncode}; its own words stand above.")

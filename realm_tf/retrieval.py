@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts, index, metrics, snapshots
+from realm_tf import artifacts, examples, index, metrics, snapshots
 from realm_tf.examples import NULL_PASSAGE
 from realm_tf.models.retriever import Retriever
+from realm_tf.passages import PassageTable
+from realm_tf.tokenization import Tokenizer
 
-# Every index that is opened brings functions of its own to compile; TensorFlow takes that for a mistake.
-tf.get_logger().addFilter(lambda record: "triggered tf.function retracing" not in record.getMessage())
+_QUERIES_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,11 @@ class IndexedRetriever:
   step: int
   folder: str
 
+  @property
+  def num_rows(self) -> int:
+    """Number of passages."""
+    return self.searcher.num_rows
+
   def search(self, query_ids: np.ndarray, num: int) -> Found:
     """The `num` best passages of packed queries [B, Lq] int32."""
     queries = self.retriever.query_tower.predict_on_batch(query_ids)
@@ -56,28 +62,59 @@ def load(index_folder: str, *, passages: str, snapshot: str) -> IndexedRetriever
   return IndexedRetriever(snapshots.load_retriever(snapshot), searcher, artifacts.step_of(snapshot), index_folder)
 
 
+def sample_queries(
+  retriever: Retriever, table: PassageTable, *, tokenizer: Tokenizer, config: index.IndexConfig
+) -> np.ndarray | None:
+  """Embedded sentences of the passages, [Q, D] float32, to measure an index by; None if that is not needed.
+
+  Args:
+    retriever: whose passage tower the passages were embedded with.
+    config: of the index.
+  """
+  share = index.share_queried(config, len(table))
+  if not share:
+    return None
+  drawn = examples.draw_sentences(
+    table.text_ids,
+    table.token_starts,
+    table.sentence_starts,
+    share=share,
+    rng=np.random.default_rng(0),
+  )
+  packed = examples.pack_queries(drawn.tensor(), tokenizer=tokenizer, length=retriever.query_length)
+  return retriever.query_tower.predict(packed, batch_size=_QUERIES_AT_ONCE, verbose=0)
+
+
 def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, own_passages: np.ndarray | None, null: bool) -> np.ndarray:
   """Candidates of each query (REALM, sections 3.3 and 3.4).
 
   Args:
     query_ids: [B, Lq] int32.
     num: C, the null passage included.
-    own_passages: [B] passages that must not be retrieved (they hold the answer unmasked), or None.
+    own_passages: [B, K] passages that must not be retrieved, because they hold the answer unmasked; NULL_PASSAGE
+      where there are fewer; or None.
     null: put the null passage first.
 
   Returns:
     [B, C] int32 passage numbers.
   """
-  wanted = num - null
-  found = indexed.search(query_ids, wanted + (own_passages is not None)).numbers if wanted else np.zeros([len(query_ids), 0], np.int32)
-  if own_passages is not None and wanted:
-    found = np.stack([row[(row != own) | (row == index.MISSING)][:wanted] for row, own in zip(found, own_passages)])
-  if null:
-    found = np.concatenate([np.full([len(found), 1], NULL_PASSAGE, np.int32), found], axis=1)
-  return found.astype(np.int32)
+  wanted, size = num - null, len(query_ids)
+  own = np.full([size, 0], NULL_PASSAGE) if own_passages is None else own_passages
+  found = np.full([size, num], NULL_PASSAGE, np.int32)  # what is missing counts as the null passage
+  if wanted:
+    numbers = indexed.search(
+      query_ids, max(wanted, min(wanted + own.shape[1], indexed.num_rows))
+    ).numbers
+    kept = (numbers == index.MISSING) | ~(numbers[:, :, None] == own[:, None, :]).any(axis=-1)
+    for row, (near, keep) in enumerate(zip(numbers, kept)):
+      near = near[keep][:wanted]
+      found[row, null : null + len(near)] = near
+  return found
 
 
-def search_all(search: Callable[[slice], Found], num_queries: int, *, block: int = 64) -> list[np.ndarray]:
+def search_all(
+  search: Callable[[slice], Found], num_queries: int, *, block: int = _QUERIES_AT_ONCE
+) -> list[np.ndarray]:
   """The passage numbers [K] found for each query, best first.
 
   Args:

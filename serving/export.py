@@ -14,6 +14,7 @@ object stores, where a rename is a copy, a server that comes too early fails to 
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,8 @@ import tensorflow as tf
 from absl import flags, logging
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from realm_tf import artifacts, evaluate, examples, index, ownership, passages, settings, snapshots
+from realm_tf import (
+    artifacts, evaluate, examples, index, ownership, passages, retrieval, settings, snapshots)
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
@@ -130,13 +132,24 @@ def _pretrained_snapshot(workdir: str, fingerprint: str, *, must_exist: bool) ->
   return None
 
 
-def open_searcher(folder: str, *, kind: str) -> index.ExactSearcher | index.ScannSearcher:
-  """The index's searcher; ScaNN is built from its embeddings where the index was made for exact search."""
+def open_searcher(
+  system: System, table: PassageTable, *, kind: str
+) -> index.ExactSearcher | index.ScannSearcher:
+  """The index's searcher. If the index was made for exact search, ScaNN is built here, for the default recall."""
+  folder = system.folders["index"]
   info = artifacts.read_info(folder, kind=index.KIND)
-  if kind == "scann" and "scann" not in info:
-    embeddings = index.read_embeddings(folder, num_rows=info["counts"]["passages"])
-    return index.ScannSearcher.build(embeddings, index.IndexConfig(searcher=kind))
-  return index.load(folder, searcher=kind)
+  if kind == "exact" or "scann" in info:
+    return index.load(folder, searcher=kind)
+  config = index.IndexConfig(searcher=kind)
+  queries = retrieval.sample_queries(
+    system.retriever, table, tokenizer=system.tokenizer, config=config
+  )
+  searcher = index.ScannSearcher.build(
+    index.read_embeddings(folder, num_rows=len(table)), config, queries
+  )
+  said = index.measured_recall({"config": dataclasses.asdict(config), "scann": searcher.settings})
+  print(f"{folder}: {said}", file=sys.stderr, flush=True)
+  return searcher
 
 
 # ============================================================================================================= the graph
@@ -176,11 +189,21 @@ def build(system: System, table: PassageTable, searcher: index.ExactSearcher | i
       raise artifacts.UserError(
           f"{num_candidates} candidates asked for, the corpus has {len(table)} passages; lower --num_candidates.")
     sizes["C"] = num_candidates
-    retrieval = graph.Retrieval(corpus, searcher, system.pretrained.query_tower, tokenizer=tokenizer,
-                                query_length=system.masked_reader.query_length)
+    for_blanks = graph.Retrieval(
+      corpus,
+      searcher,
+      system.pretrained.query_tower,
+      tokenizer=tokenizer,
+      query_length=system.masked_reader.query_length,
+    )
     module.mask_filling = graph.MaskFilling(
-        retrieval, system.masked_reader, null_vector=null_vector(system.pretrained, tokenizer), tokenizer=tokenizer,
-        num_candidates=num_candidates, num_answers=num_answers)
+      for_blanks,
+      system.masked_reader,
+      null_vector=null_vector(system.pretrained, tokenizer),
+      tokenizer=tokenizer,
+      num_candidates=num_candidates,
+      num_answers=num_answers,
+    )
     functions[signatures.FILL_MASK.name] = module.mask_filling.fill_mask
   functions[signatures.RETRIEVE.name] = lambda question: module.retrieval.retrieve(question, sizes["K"])
   return module, {name: _function(name, function) for name, function in functions.items()}, sizes
@@ -256,7 +279,8 @@ def export(workdir: str, output: str, *, searcher: str = "exact", num_answers: i
            "num_candidates": num_candidates}
   with artifacts.publish(folder, kind=KIND, config={"searcher": searcher, **sizes}, inputs=system.folders) as staged:
     table = passages.load(system.folders["passages"])
-    module, functions, fixed = build(system, table, open_searcher(system.folders["index"], kind=searcher), **sizes)
+    opened = open_searcher(system, table, kind=searcher)
+    module, functions, fixed = build(system, table, opened, **sizes)
     served = dict(functions)
     if signatures.ANSWER.name in served:
       served[signatures.DEFAULT] = served[signatures.ANSWER.name]
@@ -270,7 +294,12 @@ def export(workdir: str, output: str, *, searcher: str = "exact", num_answers: i
       artifacts.write_text(os.path.join(place, SIGNATURES_MD), signatures.markdown(functions, fixed))
       artifacts.write_text(os.path.join(place, SIGNATURES_JSON), described)
     staged.counts = {"passages": len(table)}
-    staged.details = {"signatures": list(served), "sizes": fixed, "vocab_fingerprint": system.tokenizer.fingerprint}
+    staged.details = {
+      "signatures": list(served),
+      "sizes": fixed,
+      "vocab_fingerprint": system.tokenizer.fingerprint,
+      "search": opened.describe(fixed["K"]),
+    }
   return folder
 
 

@@ -105,3 +105,20 @@ def toy(tmp_path_factory) -> Toy:
   artifacts.write_text(
       toy.config_path, f"from tests.conftest import toy_config\n\ndef get_config():\n  return toy_config({toy.root!r})\n")
   return toy
+
+
+@pytest.fixture(scope="session")
+def overlapping(toy, tmp_path_factory) -> str:
+  """Spans of an X in a folder of its own: every third article of the toy's Z, and some that Z lacks."""
+  from beam_jobs import annotate_spans, make_passages
+
+  config, root = toy.config(), str(tmp_path_factory.mktemp("overlapping"))
+  folder = config.corpus.knowledge
+  lines = [line for name in sorted(os.listdir(folder)) for line in open(os.path.join(folder, name))]
+  with open(f"{root}/x.jsonl", "w") as file:
+    file.writelines(lines[::3] + [line.replace("The ", "This ") for line in lines[1::6]])
+  make_passages.run(
+    f"{root}/x.jsonl", f"{root}/X", vocab=config.passages, max_tokens=config.corpus.max_tokens
+  )
+  annotate_spans.run(f"{root}/X", f"{root}/spans")
+  return f"{root}/spans"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from beam_jobs import embed_passages
-from realm_tf import artifacts, examples, index, passages, snapshots
+from realm_tf import artifacts, examples, index, passages, searchers, snapshots
+from realm_tf.index import IndexConfig
 from realm_tf.models.retriever import Retriever
 from realm_tf.tokenization import SPECIAL, Tokenizer
 from tests.processes import REPOSITORY, wait_until
@@ -78,7 +79,13 @@ def check_close(got: np.ndarray, wanted: np.ndarray, what: str) -> None:
 
 
 def test_mixed_precision_computes_in_bfloat16(corpus, snapshot, one_by_one, tmp_path):
-  embed_passages.embed(str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus, jit_compile=False, mixed_precision=True)
+  embed_passages.embed(
+    str(tmp_path / "index"),
+    snapshot=snapshot,
+    passages_folder=corpus,
+    jit_compile=False,
+    config=IndexConfig(mixed_precision=True),
+  )
   got = embeddings_of(str(tmp_path / "index"))
   far = np.abs(got - one_by_one).max()
   print(f"bfloat16 and float32 differ by at most {far:.4f}")
@@ -93,6 +100,58 @@ def test_batches_do_not_change_embeddings(batch_size, jit_compile, corpus, snaps
   check_close(embeddings_of(str(tmp_path / "index")), one_by_one, f"batches of {batch_size}, jit_compile={jit_compile}")
   assert info["counts"]["passages"] == info["counts"]["embedded_now"] == 90
   assert 0 < info["padded_share"] < 1
+
+
+def test_scann_is_measured_by_embedded_sentences(snapshot, tmp_path, monkeypatch, capfd):
+  """Of some passages one sentence, as the query tower embeds it; exact search needs none."""
+  monkeypatch.setattr(searchers, "MIN_ROWS", 100)
+  monkeypatch.setattr(searchers, "NUM_QUERIES", 150)
+  corpus = make_passages(str(tmp_path / "passages"), num_passages=600, num_shards=3)
+  info = embed_passages.embed(
+    str(tmp_path / "index"),
+    snapshot=snapshot,
+    passages_folder=corpus,
+    jit_compile=False,
+    config=IndexConfig(searcher="scann"),
+  )
+  queries, table = index.read_queries(str(tmp_path / "index")), passages.load(corpus)
+  assert 100 < len(queries) < 200 and info["scann"]["num_queries"] == len(queries), (
+    f"{len(queries)} of about 150"
+  )
+  packed = examples.pack_queries(
+    table.text_ids.tensor(), tokenizer=snapshots.load_tokenizer(snapshot), length=16
+  )  # one sentence each
+  wanted = snapshots.load_retriever(snapshot).embed_queries(packed).numpy()
+  nearest = np.abs(queries[:, None] - wanted[None]).max(axis=-1).min(axis=1)
+  assert nearest.max() < 1e-5, (
+    f"a query is the sentence of a passage; the farthest is {nearest.max()}"
+  )
+  widths = info["scann"]["widths"]
+  assert [width["num"] for width in widths] == [10, 100, 600] and all(
+    width["recall"] >= 0.98 for width in widths
+  ), widths
+  last = capfd.readouterr().out.strip().splitlines()[-1]
+  assert (
+    f"ScaNN's recall {widths[0]['recall']:.4f} at 10, {widths[1]['recall']:.4f} at 100" in last
+    and "wanted 0.98" in last
+  ), last
+  again = embed_passages.embed(
+    str(tmp_path / "again"),
+    snapshot=snapshot,
+    passages_folder=corpus,
+    jit_compile=False,
+    config=IndexConfig(searcher="scann"),
+  )
+  np.testing.assert_array_equal(
+    index.read_queries(str(tmp_path / "again")), queries, "the same sentences every time"
+  )
+  assert [width["leaves"] for width in again["scann"]["widths"]] == [
+    width["leaves"] for width in widths
+  ]
+  embed_passages.embed(
+    str(tmp_path / "exact"), snapshot=snapshot, passages_folder=corpus, jit_compile=False
+  )
+  assert index.read_queries(str(tmp_path / "exact")) is None
 
 
 def test_next_snapshot_brings_its_own_weights(corpus, snapshot, one_by_one, tmp_path):

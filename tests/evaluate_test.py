@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import string
 import subprocess
 import sys
@@ -11,7 +12,18 @@ import numpy as np
 import pytest
 
 from beam_jobs import embed_passages
-from realm_tf import artifacts, bm25, evaluate, index, metrics, passages, questions, settings, snapshots
+from realm_tf import (
+  artifacts,
+  bm25,
+  evaluate,
+  index,
+  metrics,
+  passages,
+  questions,
+  searchers,
+  settings,
+  snapshots,
+)
 from realm_tf.tokenization import Tokenizer
 from tests.finetune_test import SYSTEMS, fine_tune, score, workdirs  # noqa: F401  a fixture among them
 from tests.processes import REPOSITORY
@@ -241,7 +253,83 @@ def test_zero_shot_recall_of_the_retriever(kind, toy):
   print(kind, got)
   wanted = {f"{name}_at_{k}": np.mean([any(row[:k]) for row in rows])
             for name, rows in (("recall", found), ("raw_recall", raw)) for k in (1, 5, 10, 20, 50, 100, 500, 1000, 5000)}
-  assert got == {"questions": len(found), **wanted}, "32 passages: from 50 on, all of them"
+  searched_by = {
+    "recall_at_1 to 100": "exact, asked for 32",
+    "recall_at_500 to 5000": "exact, asked for 32",
+  }
+  assert got == {"questions": len(found), **wanted, "searched_by": searched_by}, (
+    "32 passages: from 50 on, all of them"
+  )
+
+
+class Narrow:
+  """A searcher that loses the best passage when asked for few, as ScaNN may."""
+
+  def __init__(self, exact):
+    self.exact, self.num_rows = exact, exact.num_rows
+
+  def describe(self, num: int) -> str:
+    return f"narrow for {num}"
+
+  def search(self, queries, num: int):
+    lost = num <= 10
+    found = self.exact.search(queries, num + lost)
+    return searchers.SearchResult(found.numbers[:, lost:], found.scores[:, lost:])
+
+
+@pytest.mark.parametrize("system", ["zero-shot", "fine-tuned"])
+def test_recall_is_of_the_search_that_a_server_does(system, toy, workdirs, monkeypatch):  # noqa: F811
+  """Of 10 passages here; what is asked for beside that does not mend it, and exact search is told apart."""
+  load = index.load
+  monkeypatch.setattr(
+    index,
+    "load",
+    lambda folder, *, searcher=None, **what: (
+      load(folder, searcher="exact", **what)
+      if searcher == "exact"
+      else Narrow(load(folder, **what))
+    ),
+  )
+  monkeypatch.setattr(evaluate, "SERVED", 10)
+  path = toy.path("corpus/questions.test.jsonl")
+  workdir = toy.path("ict") if system == "zero-shot" else workdirs["dense"]
+  got = score(workdir, questions_path=path, exact_recall=True)
+  monkeypatch.setattr(index, "load", load)
+  exact = score(workdir, questions_path=path)
+  assert {k: got[f"exact_recall_at_{k}"] for k in evaluate.RECALL_AT} == {
+    k: exact[f"recall_at_{k}"] for k in evaluate.RECALL_AT
+  }
+  assert {k: got[f"overlap_at_{k}"] for k in (1, 5, 10, 20, 100)} == pytest.approx(
+    {1: 0, 5: 0.8, 10: 0.9, 20: 1, 100: 1}
+  )
+  assert got["recall_at_20"] == exact["recall_at_20"] and got["recall_at_5"] < exact["recall_at_5"]
+  assert got["searched_by"] == {
+    "recall_at_1 to 10": "narrow for 10, asked for 10",
+    "recall_at_20 to 5000": "narrow for 32, asked for 32",
+  }
+  assert not any(name.startswith(("exact", "overlap")) for name in exact)
+
+
+def test_an_index_that_finds_less_than_wanted_is_told(toy, tmp_path, capfd):
+  folder = str(tmp_path / "index")
+  shutil.copytree(toy.path("ict/indexes/00000000"), folder)
+  widths = [
+    {"num": num, "leaves": 7, "reorder": 40, "recall": recall}
+    for num, recall in ((10, 0.9712), (100, 0.99))
+  ]
+  info = artifacts.read_info(folder) | {
+    "scann": {"num_rows": 32, "num_leaves": 9, "num_queries": 50, "widths": widths}
+  }
+  artifacts.write_text(f"{folder}/{artifacts.INFO}", json.dumps(info))
+  score(toy.path("ict"), questions_path=toy.path("corpus/questions.dev.jsonl"), index_folder=folder)
+  assert (
+    f"{folder}: WARNING: ScaNN's recall 0.9712 at 10, 0.9900 at 100 (50 queries, wanted 0.98"
+    in capfd.readouterr().err
+  )
+  widths[0]["recall"] = 0.98
+  artifacts.write_text(f"{folder}/{artifacts.INFO}", json.dumps(info))
+  score(toy.path("ict"), questions_path=toy.path("corpus/questions.dev.jsonl"), index_folder=folder)
+  assert "WARNING" not in capfd.readouterr().err
 
 
 def test_bm25_baseline(toy, tmp_path):

@@ -1,6 +1,8 @@
 """realm_tf/examples.py: ids written by hand for every packing, and draws that are pure functions of step and seed."""
 
 import collections
+import re
+import time
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def make_table(tokenizer: Tokenizer, folder: str, blocks) -> passages.PassageTab
   with artifacts.publish(folder, kind=passages.KIND, config={}, inputs={}) as staged:
     rows = passages.make_passages(tokenizer, blocks, range(len(blocks)))
     passages.write_shard(f"{staged.path}/{passages.shard_name('passages', 0, 1)}", rows)
-    staged.counts = {"passages": len(rows)}
+    staged.counts, staged.content = {"passages": len(rows)}, artifacts.fingerprint_of(blocks)
     staged.details = {"vocab_fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.size, "lower_case": True}
   return passages.load(folder)
 
@@ -136,7 +138,7 @@ def unpacked(ids: np.ndarray) -> list[list[int]]:
 
 
 def sentences_of(table: passages.PassageTable, number: int) -> list[list[int]]:
-  starts, ends = examples.sentence_ranges(table, number)
+  starts, ends = examples.sentence_ranges(table.token_starts[number], table.sentence_starts[number])
   return [table.text_ids[number][start:end].tolist() for start, end in zip(starts, ends)]
 
 
@@ -211,6 +213,31 @@ def test_every_epoch_is_a_permutation_however_it_is_cut():
   np.testing.assert_array_equal(examples.epoch_rows(num_rows, 2, batch_size, 1, rows), rows[examples.epoch_rows(num_rows, 2, batch_size, 1)])
 
 
+def test_rows_of_a_large_corpus_are_drawn_without_its_permutation():
+  """13 million rows: no step may hold or make them all; and the order shows no pattern."""
+  num_rows, batch_size = 13_353_718, 512
+  started = time.perf_counter()
+  drawn = np.concatenate(
+    [examples.epoch_rows(num_rows, step, batch_size, 0) for step in range(100)]
+  )
+  assert time.perf_counter() - started < 1, "100 calls; one that permutes all rows takes longer"
+  assert len(set(drawn)) == len(drawn) and drawn.min() >= 0 and drawn.max() < num_rows
+  assert (
+    abs(drawn.mean() / num_rows - 0.5) < 0.01
+    and abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.02
+  )
+  edge = num_rows // batch_size  # the step in which an epoch ends
+  last = examples.epoch_rows(num_rows, edge, batch_size, 0)[: num_rows % batch_size]
+  assert not set(last) & set(drawn), "each row once an epoch"
+  small = np.concatenate([examples.epoch_rows(11, step, 11, 0) for step in range(3000)]).reshape(
+    3000, 11
+  )
+  counts = np.stack([np.bincount(column, minlength=11) for column in small.T])
+  assert (np.abs(counts - 3000 / 11) < 5 * np.sqrt(3000 / 11)).all(), (
+    "every row is as often at every place"
+  )
+
+
 # ------------------------------------------------------------------------------------------------------ masked spans
 
 
@@ -221,7 +248,7 @@ def test_mask_spans(tokenizer):
   assert got.mask_positions.tolist() == [[2, 3, 0], [1, 0, 0], [1, 2, 3]]
   assert got.targets.tolist() == [[B, C, 0], [E, 0, 0], [G, H, A]]
   assert got.target_mask.tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
-  assert got.own_passages.tolist() == [4, -1, 2]
+  assert got.own_passages.tolist() == [[4], [-1], [2]]
   packed = examples.pack_queries(got.ids.tensor(), tokenizer=tokenizer, length=8).numpy()
   masked = np.take_along_axis(packed, got.mask_positions, axis=1)
   print(packed, masked)
@@ -233,7 +260,9 @@ def test_masked_sentences_of_the_toy_corpus(toy):
   config = toy.config()
   tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
   for folder, same in ((config.knowledge_spans, True), (config.spans, False)):
-    data = examples.MaskedSentences(folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table.fingerprint)
+    data = examples.MaskedSentences(
+      folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table
+    )
     written = [row for path in passages.shard_paths(folder) for row in passages.read_shard(path, passages.Sentence)]
     spans = {(tuple(row.ids), start, end) for row in written for start, end in zip(row.span_starts, row.span_ends)}
     fitting = {row for row in spans if row[2] <= 18 and row[2] - row[1] <= 4}
@@ -249,14 +278,89 @@ def test_masked_sentences_of_the_toy_corpus(toy):
         whole[positions - 1] = batch.targets[i][used]
         drawn.add((tuple(whole), positions[0] - 1, positions[-1]))
         if same:
-          assert tuple(whole) in {tuple(s) for s in sentences_of(table, batch.own_passages[i])}
+          assert tuple(whole) in {tuple(s) for s in sentences_of(table, batch.own_passages[i, 0])}
         else:
-          assert batch.own_passages[i] == examples.NULL_PASSAGE
+          assert batch.own_passages[i].tolist() == [examples.NULL_PASSAGE]
     print(f"{folder}: {len(data)} sentences, {len(spans)} spans, {len(fitting)} fit, {len(drawn)} drawn")
     assert drawn <= fitting and len(drawn) > 0.8 * len(fitting) and len(fitting) < len(spans)
     again = data.batch(7, batch_size=8, seed=0)
     np.testing.assert_array_equal(again.targets, data.batch(7, batch_size=8, seed=0).targets)
     assert (again.targets != data.batch(7, batch_size=8, seed=1).targets).any()
+
+
+@pytest.mark.parametrize("masking", ["salient", "uniform"])
+def test_own_passages_are_found_in_another_folder(toy, overlapping, masking, capfd):
+  """X overlaps Z: by title and text, whatever the numbers and folders are."""
+  config = toy.config()
+  tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
+  data = examples.MaskedSentences(
+    overlapping, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table, masking=masking
+  )
+  said = capfd.readouterr().out
+  in_z = {(title, text) for title, text in zip(table.titles, table.texts)}
+  source = passages.load(artifacts.read_info(overlapping)["inputs"]["passages"]["path"])
+  known = [pair in in_z for pair in zip(source.titles, source.texts)]
+  assert 0 < sum(known) < len(known), "a part of X is in Z"
+  sentences = {
+    tuple(part): number for number in range(len(source)) for part in sentences_of(source, number)
+  }
+  own = 0
+  for step in range(-(-len(data) // 8)):
+    batch = data.batch(step, batch_size=8, seed=0)
+    for i in range(8):
+      whole = batch.ids[i].copy()
+      used = batch.target_mask[i] > 0
+      whole[batch.mask_positions[i][used] - 1] = batch.targets[i][used]
+      here, there = sentences[tuple(whole)], batch.own_passages[i].tolist()
+      wanted = [
+        (table.titles[n], table.texts[n]) == (source.titles[here], source.texts[here])
+        for n in range(len(table))
+      ]
+      assert there == (np.flatnonzero(wanted).tolist() or [examples.NULL_PASSAGE]), (
+        f"of {source.texts[here]!r}"
+      )
+      own += there != [examples.NULL_PASSAGE]
+  assert 0 < own
+  share = float(re.search(r"sentences to mask; ([\d.]+)% stand in a passage of", said)[1])
+  total = [
+    known[number]
+    for number in (
+      [
+        row.passage
+        for path in passages.shard_paths(overlapping)
+        for row in passages.read_shard(path, passages.Sentence)
+      ]
+      if masking == "salient"
+      else [n for n in range(len(source)) for _ in sentences_of(source, n)]
+    )
+  ]
+  assert share == pytest.approx(100 * np.mean(total), abs=8), (
+    said
+  )  # of the sentences whose spans fit
+
+
+def test_every_copy_of_a_passage_is_its_sentences_own(tokenizer, tmp_path):
+  blocks = [
+    ("x", ["ron was born."]),
+    ("x", ["he won a prize."]),
+    ("x", ["ron was born."]),
+    ("ron", ["ron was born."]),
+  ]
+  table = make_table(tokenizer, str(tmp_path / "P"), blocks)
+  source = {"path": table.folder, "fingerprint": table.fingerprint}
+  own = examples.OwnPassages(source, np.array([0, 1, 2, 3, 3]), table)
+  assert (
+    own.of(np.arange(5)).tolist() == [[0, 2], [1, -1], [0, 2], [3, -1], [3, -1]] and own.share == 1
+  )
+  other = make_table(
+    tokenizer, str(tmp_path / "X"), [("x", ["he won."]), ("x", ["he won a prize."])]
+  )
+  own = examples.OwnPassages(
+    {"path": other.folder, "fingerprint": other.fingerprint}, np.array([0, 0, 1]), table
+  )
+  assert own.of(np.arange(3)).tolist() == [[-1], [-1], [1]] and own.share == pytest.approx(1 / 3)
+  with pytest.raises(artifacts.ArtifactError, match="passages folder .* does not exist"):
+    examples.OwnPassages({"path": str(tmp_path / "gone"), "fingerprint": "?"}, np.array([0]), table)
 
 
 def runs(positions: np.ndarray) -> list[tuple[int, int]]:
@@ -270,7 +374,7 @@ def test_the_baselines_mask_15_percent_of_all_sentences(toy, masking):
   config = toy.config()
   tokenizer, table = Tokenizer(config.passages), passages.load(config.passages)
   data = examples.MaskedSentences(config.knowledge_spans, tokenizer=tokenizer, query_length=20, max_masks=3, masking=masking,
-                                  knowledge=table.fingerprint)
+                                  knowledge=table)
   everything = [tuple(part) for number in range(len(table)) for part in sentences_of(table, number)]
   assert len(data) == len(everything)
   seen, sizes, cut_words, spans = set(), [], 0, []
@@ -282,7 +386,7 @@ def test_the_baselines_mask_15_percent_of_all_sentences(toy, masking):
       whole = batch.ids[i].copy()
       whole[positions] = batch.targets[i][used]
       assert (batch.ids[i][positions] == tokenizer.mask_id).all() and (np.diff(positions) > 0).all()
-      assert tuple(whole) in {tuple(part) for part in sentences_of(table, batch.own_passages[i])}
+      assert tuple(whole) in {tuple(part) for part in sentences_of(table, batch.own_passages[i, 0])}
       wanted = min(max(1, round(0.15 * min(len(whole), 18))), 3)
       sizes.append((used.sum(), wanted))
       seen.add(tuple(whole))
@@ -320,16 +424,30 @@ def test_random_spans_are_whole_words_of_geometric_length():
 def test_unknown_masking(toy):
   config = toy.config()
   with pytest.raises(artifacts.UserError, match="masking is 'whole_word'; use one of salient, random_span, uniform"):
-    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=20, max_masks=4, knowledge="",
-                             masking="whole_word")
+    examples.MaskedSentences(
+      config.spans,
+      tokenizer=Tokenizer(config.passages),
+      query_length=20,
+      max_masks=4,
+      knowledge=None,
+      masking="whole_word",
+    )
 
 
 def test_no_span_fits_and_another_vocabulary(toy, tokenizer):
   config = toy.config()
   with pytest.raises(artifacts.ArtifactError, match="has no span within 3 word pieces"):
-    examples.MaskedSentences(config.spans, tokenizer=Tokenizer(config.passages), query_length=3, max_masks=4, knowledge="")
+    examples.MaskedSentences(
+      config.spans,
+      tokenizer=Tokenizer(config.passages),
+      query_length=3,
+      max_masks=4,
+      knowledge=None,
+    )
   with pytest.raises(artifacts.ArtifactError, match="was made with vocabulary .*, this run has .*vocab.txt") as caught:
-    examples.MaskedSentences(config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge="")
+    examples.MaskedSentences(
+      config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=None
+    )
   print(caught.value)
 
 

@@ -154,8 +154,9 @@ def test_best_answers_keep_case_and_accents(workdirs, accents):
   folders = dict(zip(("passages_folder", "index_folder"), accents))
   answerer = evaluate.Answerer(workdirs["dense"], **folders)
   answerer.num_read = 3
+  system = export.find_system(workdirs["dense"], **folders)
   _, functions, _ = export.build(
-      export.find_system(workdirs["dense"], **folders), answerer.table, export.open_searcher(accents[1], kind="exact"),
+      system, answerer.table, export.open_searcher(system, answerer.table, kind="exact"),
       num_answers=MANY, num_passages=3, num_retrieved=100, num_candidates=3)
   asked = ["who founded Étretat?", "where is 東京?", "", "x"]
   got = {key: value.numpy() for key, value in functions["answer"](tf.constant(asked)).items()}

@@ -82,7 +82,7 @@ def test_own_passage_is_never_a_candidate_and_null_is_first(run, toy):
   assert run.numbers.shape == (120, 4, 3) and (run.own >= 0).all()
   assert (run.numbers[:, :, 0] == examples.NULL_PASSAGE).all()
   assert (run.numbers[:, :, 1:] >= 0).all() and (run.numbers[:, :, 1] != run.numbers[:, :, 2]).all()
-  assert (run.numbers != run.own[:, :, None]).all()
+  assert (run.numbers != run.own).all()
 
 
 def test_last_snapshot_has_its_index_and_loads(run, toy):
@@ -263,6 +263,7 @@ class Given:
 
   def __init__(self, rows):
     self.rows = np.array(rows, np.int32)
+    self.num_rows = 7
 
   def search(self, query_ids, num):
     return retrieval.Found(self.rows[:, :num], np.zeros([len(self.rows), num], np.float32))
@@ -277,13 +278,92 @@ class Given:
 ])
 def test_candidates(num, own, null, wanted):
   got = retrieval.candidates(Given([[5, 3, 4, 6]] * 2), np.zeros([2, 4], np.int32), num=num, null=null,
-                             own_passages=None if own is None else np.array(own))
+                             own_passages=None if own is None else np.array(own)[:, None])
   print(got.tolist())
   assert got.dtype == np.int32 and got.tolist() == wanted
+
+
+def test_copies_of_a_passage_are_dropped_with_it():
+  got = retrieval.candidates(
+    Given([[5, 3, 4, 6, 2, 1]] * 2),
+    np.zeros([2, 4], np.int32),
+    num=4,
+    null=True,
+    own_passages=np.array([[3, 5], [4, examples.NULL_PASSAGE]]),
+  )
+  assert got.tolist() == [[-1, 4, 6, 2], [-1, 5, 3, 6]]
+  few = Given([[1, 0]] * 2)
+  few.num_rows = 2
+  got = retrieval.candidates(
+    few,
+    np.zeros([2, 4], np.int32),
+    num=3,
+    null=True,
+    own_passages=np.array([[1, 0], [1, examples.NULL_PASSAGE]]),
+  )
+  assert got.tolist() == [[-1, -1, -1], [-1, 0, -1]], "what is missing counts as the null passage"
+
+
+def test_no_candidate_is_the_own_passage_where_x_overlaps_z(toy, overlapping, monkeypatch):
+  """In REALM's steps and in the warm-up's, which reads the own passage on purpose."""
+  config = toy.config(
+    spans=overlapping, knowledge_spans=overlapping, realm__num_candidates=32, realm__batch_size=8
+  )
+  table, tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
+  indexed = retrieval.load(
+    toy.path("ict/indexes/00000000"),
+    passages=config.passages,
+    snapshot=toy.path("ict/snapshots/00000000"),
+  )
+  batches, kept = pretrain.Batches(config, table, tokenizer), []
+  monkeypatch.setattr(
+    batches,
+    "_pack",
+    lambda queries, query_ids, numbers: kept.append((queries.own_passages[:, 0], numbers)),
+  )
+  for step in range(8):
+    batches.realm(step, indexed=indexed)
+    own, numbers = kept[-1]
+    for row, others in zip(own, numbers):
+      wanted = set(range(len(table))) - {row}
+      assert row not in others[1:] and set(others[1:]) <= wanted, (
+        f"own passage {row}, candidates {others}"
+      )
+      assert row == examples.NULL_PASSAGE or set(others[1:]) == wanted, (
+        "all others of the 32 passages"
+      )
+    batches.masked_lm(2 * step, batch_size=8, pretraining_every=2)
+    own, numbers = kept[-1]
+    assert numbers.tolist() == own[:, None].tolist() and (own != examples.NULL_PASSAGE).any(), (
+      "its own, intact passage"
+    )
+    batches.masked_lm(2 * step + 1, batch_size=8, pretraining_every=2, indexed=indexed)
+    own, numbers = kept[-1]
+    assert ((numbers[:, 0] != own) & (numbers[:, 0] >= 0)).all(), "the best other one"
+
+
+@pytest.mark.parametrize(
+  "job_args",
+  [(), ("--mixed_precision",), ("--mixed_precision", "--keep=3", "--", "--direct_num_workers=1")],
+)
+def test_the_index_that_is_evaluated_is_computed_in_float32(toy, tmp_path, monkeypatch, job_args):
+  """Whatever the refresh job's arguments say: absl takes the last of two flags, and Beam's options end them."""
+  seen = []
+  monkeypatch.setattr(
+    pretrain.subprocess,
+    "run",
+    lambda command, **how: seen.append(command) or pretrain.subprocess.CompletedProcess(command, 0),
+  )
+  pretrain.make_index(toy.config(refresh__job_args=job_args), snapshots_root="S", indexes="I")
+  ours, _, beam = " ".join(seen[0]).partition(" -- ")
+  assert ours.endswith(" --nomixed_precision") and beam == " ".join(job_args).partition("-- ")[2]
+  assert ours.split().index("--nomixed_precision") > max(
+    [i for i, arg in enumerate(ours.split()) if arg == "--mixed_precision"], default=0
+  )
 
 
 def test_candidates_where_scann_finds_too_few():
   """What is missing counts as the null passage, also for sentences that stand in no passage of the corpus."""
   got = retrieval.candidates(Given([[5, index.MISSING, index.MISSING, index.MISSING], [5, 3, 4, 6]]), np.zeros([2, 4], np.int32), num=4,
-                             null=True, own_passages=np.array([examples.NULL_PASSAGE, 3]))
+                             null=True, own_passages=np.array([[examples.NULL_PASSAGE], [3]]))
   assert got.tolist() == [[-1, 5, -1, -1], [-1, 5, 4, 6]]

@@ -20,7 +20,9 @@ def parts(toy):
   rng = np.random.default_rng(0)
   for weight in retriever.trainable_weights + reader.trainable_weights:  # fresh ones take all passages for the same
     weight.assign(weight + rng.normal(size=weight.shape, scale=0.6).astype(np.float32))
-  data = examples.MaskedSentences(config.knowledge_spans, tokenizer=tokenizer, query_length=24, max_masks=5, knowledge=table.fingerprint)
+  data = examples.MaskedSentences(
+    config.knowledge_spans, tokenizer=tokenizer, query_length=24, max_masks=5, knowledge=table
+  )
   queries = data.batch(3, batch_size=4, seed=0)
   numbers = np.tile(np.arange(-1, len(table)), (4, 1))  # the null passage first
   return retriever, reader, batch_of(queries, numbers, table, tokenizer), table

@@ -187,6 +187,33 @@ def test_snapshot_deleted_while_it_is_read_gives_way_to_the_newest(work):
   assert seen == [100, 200] and os.listdir(work.indexes) == ["00000200"]
 
 
+def test_an_index_in_bfloat16_does_not_count_for_one_in_float32(work):
+  embed = lambda folder, *, snapshot, passages_folder, config: embed_passages.embed(
+    folder, snapshot=snapshot, passages_folder=passages_folder, config=config, jit_compile=False
+  )
+  found = {}
+  for mixed in (True, False):
+    folder = refresh_index.refresh_newest(
+      snapshots=work.snapshots,
+      passages=work.passages,
+      indexes=work.indexes,
+      config=IndexConfig(mixed_precision=mixed),
+      keep=2,
+      embed=embed,
+    )
+    found[mixed] = embeddings_of(folder)
+  embed(
+    work.index(0),
+    snapshot=artifacts.latest(work.snapshots),
+    passages_folder=work.passages,
+    config=IndexConfig(),
+  )
+  np.testing.assert_array_equal(
+    found[False], embeddings_of(work.index(0)), "made again, in float32"
+  )
+  assert np.abs(found[True] - found[False]).max() > 1e-4, "in bfloat16 before"
+
+
 def test_no_snapshot_and_a_second_job_are_refused(work):
   settings = dict(passages=work.passages, indexes=work.indexes, config=IndexConfig(), keep=2, embed=None)
   with pytest.raises(artifacts.ArtifactError, match="no complete snapshot under '/nowhere'"):
