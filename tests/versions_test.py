@@ -59,9 +59,9 @@ def stop_models():
 
 
 def started(base, policy: str = "", labels: str = "", **kwargs) -> Models:
-  models = Models(**kwargs)
+  models = Models(config_of(f'name: "m" base_path: "{base.path}" {policy} {labels}'), **kwargs)
   _STARTED.append(models)
-  models.start(config_of(f'name: "m" base_path: "{base.path}" {policy} {labels}'), poll_secs=0.02)
+  models.start(poll_secs=0.02)
   return models
 
 
@@ -154,7 +154,7 @@ def test_a_base_path_may_come_later(base, caplog):
   with caplog.at_level(python_logging.WARNING):
     models = started(base)
     assert not models.all_available()
-    with pytest.raises(StatusError, match=r"NOT_FOUND: Servable not found for request: Latest\(m\)"):
+    with pytest.raises(StatusError, match="UNAVAILABLE: base path '.*' of model 'm' is not a folder; waiting for it."):
       latest(models)
     time.sleep(0.1)
   lines = [record.message for record in caplog.records if str(base.path) in record.message]
@@ -278,7 +278,7 @@ def test_reload_with_another_base_path_serves_what_is_there(base, tmp_path, save
 ])
 def test_wrong_configs_are_refused(models, message):
   with pytest.raises(StatusError, match=message) as error:
-    Models().start(config_of(*models), poll_secs=0)
+    Models(config_of(*models))
   assert error.value.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -287,7 +287,7 @@ def test_wrong_platforms_are_refused(platform, message):
   config = config_of('name: "m" base_path: "/b"')
   config.model_config_list.config[0].model_platform = platform
   with pytest.raises(StatusError, match=message):
-    Models().start(config, poll_secs=0)
+    Models(config)
 
 
 def test_unloaded_models_are_freed(base):
