@@ -208,7 +208,7 @@ class Client:
       if "http1.x" in error.details():
         return _Reason("http", f"that is an HTTP port; gRPC is usually at {signatures.GRPC_PORT}.")
       if not_found:
-        names = dict(error.trailing_metadata() or ()).get(predict_protocol.MODELS_METADATA, b"").decode(errors="replace")
+        names = dict(states.trailing_metadata() or ()).get(predict_protocol.MODELS_METADATA, b"").decode(errors="replace")
         there = f" Models there: {names}." if names else ""
         return _Reason("model", f"it has no {self._model()}.{there} Give another --model_name.")
       if states.code() == grpc.StatusCode.UNAVAILABLE:
@@ -501,6 +501,8 @@ def main(argv):
     run(flags.FLAGS)
   except ClientError as error:
     sys.exit(f"{error}")
+  except KeyboardInterrupt:
+    sys.exit(130)  # as shells call it
 
 
 if __name__ == "__main__":

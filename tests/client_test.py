@@ -323,9 +323,9 @@ def test_waits_for_a_server_that_is_not_ready(service, capsys):
   service, address = service
   asking = client.Client(address, label="stable")
   for unavailable, not_found, looks, wanted in (
-      (3, 0, [], ["model 'realm', label 'stable' is not ready."]),
+      (2, 0, [], ["model 'realm', label 'stable' is not ready."]),
       (0, 2, [("LOADING", ""), ("LOADING", "")], ["model 'realm', label 'stable' is still being loaded."]),  # TensorFlow Serving's
-      (2, 1, [("START", ""), ("LOADING", ""), ("LOADING", "")], ["model 'realm', label 'stable' is still being loaded."])):
+      (1, 1, [("START", ""), ("LOADING", "")], ["model 'realm', label 'stable' is still being loaded."])):
     service.unavailable, service.not_found, service.models.looks, service.requests = unavailable, not_found, looks, []
     assert asking.answer(["q"])[0].answers[0].text == "Zoë Müller"
     said = capsys.readouterr().err.splitlines()
