@@ -14,6 +14,7 @@ import contextlib
 import functools
 import gc
 import importlib
+import os
 import signal
 import socket
 import sys
@@ -245,6 +246,9 @@ class Server:
     while self._grpc_threads.num_tasks and time.monotonic() < deadline:
       await asyncio.sleep(0.05)
     await asyncio.to_thread(self._grpc.stop(_LAST_SECS).wait)  # not longer: clients that watch the health hold the server
+    if not loading.done():  # nobody will use what it loads, and TensorFlow cannot be interrupted
+      logging.flush()
+      os._exit(0)
     await loading  # raises what it did
 
   def _tell_port(self, path: str) -> None:
