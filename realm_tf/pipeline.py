@@ -167,7 +167,9 @@ class _Server:
     if self._process and self._process.poll() is not None:
       with open(self._log, encoding="utf-8", errors="replace") as file:
         words = "".join(file.readlines()[-_LAST_LINES:])
-      raise PipelineError(f"the server beside this stage ended with code {self._process.returncode}; its last words:\n{words}")
+      raise PipelineError(
+        f"the server beside this stage ended with code {self._process.returncode}; its last words:\n{words}"
+      )
 
   def stop(self) -> None:
     if self._process:

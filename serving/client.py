@@ -30,9 +30,13 @@ from serving import predict_protocol, signatures
 
 _MAX_MESSAGE_BYTES = 64 << 20
 _CHANNEL = {
-    "grpc.max_receive_message_length": _MAX_MESSAGE_BYTES, "grpc.enable_retries": 0,
-    # Or a server that has come up is seen half a minute later.
-    "grpc.initial_reconnect_backoff_ms": 200, "grpc.max_reconnect_backoff_ms": 500, "grpc.min_reconnect_backoff_ms": 5000}
+  "grpc.max_receive_message_length": _MAX_MESSAGE_BYTES,
+  "grpc.enable_retries": 0,
+  # Or a server that has come up is seen half a minute later.
+  "grpc.initial_reconnect_backoff_ms": 200,
+  "grpc.max_reconnect_backoff_ms": 500,
+  "grpc.min_reconnect_backoff_ms": 5000,
+}
 _LOOK_SECS = 0.5  # between two calls of a server that is not ready
 _STATUS_SECS = 5.0  # for the question why there is no answer
 _TIMEOUT_SECS = 60.0
@@ -150,8 +154,10 @@ class Client:
         predict_protocol.METHOD, request_serializer=predict_protocol.PredictRequest.SerializeToString,
         response_deserializer=predict_protocol.PredictResponse.FromString)
     self._status = channel.unary_unary(
-        predict_protocol.STATUS_METHOD, request_serializer=predict_protocol.StatusRequest.SerializeToString,
-        response_deserializer=predict_protocol.StatusResponse.FromString)
+      predict_protocol.STATUS_METHOD,
+      request_serializer=predict_protocol.StatusRequest.SerializeToString,
+      response_deserializer=predict_protocol.StatusResponse.FromString,
+    )
 
   def predict(self, signature: str, inputs: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
     """One call: input name → values to output name → values.
@@ -177,28 +183,41 @@ class Client:
       except grpc.RpcError as error:
         reason = self._explain(error)
         if not reason.may_pass or time.monotonic() + _LOOK_SECS > deadline:
-          late = f" It was waited for, {self.timeout_secs:g} s; for longer, give --timeout_secs." if reason.may_pass else ""
-          raise ClientError(f"{self.server}: {reason.words}{late}\n  {error.code().name}: {error.details()}") from error
+          late = (
+            f" It was waited for, {self.timeout_secs:g} s; for longer, give --timeout_secs."
+            if reason.may_pass
+            else ""
+          )
+          raise ClientError(
+            f"{self.server}: {reason.words}{late}\n  {error.code().name}: {error.details()}"
+          ) from error
         if reason.kind not in told:
-          print(f"{self.server}: {reason.words} Waiting, for {deadline - time.monotonic():.0f} s at most ..", file=sys.stderr,
-                flush=True)
+          print(
+            f"{self.server}: {reason.words} Waiting, for {deadline - time.monotonic():.0f} s at most ..",
+            file=sys.stderr,
+            flush=True,
+          )
         told.add(reason.kind)
         time.sleep(_LOOK_SECS)
       except ValueError as error:
-        raise ClientError(f"{self.server} answered what this client cannot read: {error}") from error
+        raise ClientError(
+          f"{self.server} answered what this client cannot read: {error}"
+        ) from error
 
   def _explain(self, error: grpc.RpcError) -> _Reason:
     """A failed call in words, and whether to wait."""
     codes = grpc.StatusCode
     if error.code() in (codes.UNAVAILABLE, codes.NOT_FOUND):
       return self._explain_missing(error)
-    return _Reason(error.code().name, {
-        codes.DEADLINE_EXCEEDED:
-            f"no answer within {self.timeout_secs:g} s. Try again, ask fewer questions at once (--batch_size), or wait longer "
-            "(--timeout_secs).",
+    return _Reason(
+      error.code().name,
+      {
+        codes.DEADLINE_EXCEEDED: f"no answer within {self.timeout_secs:g} s. Try again, ask fewer questions at once (--batch_size), or wait longer "
+        "(--timeout_secs).",
         codes.RESOURCE_EXHAUSTED: "the question or the answer is too large, or the server is overloaded. Ask fewer or "
-                                  "shorter questions at once (--batch_size).",
-    }.get(error.code(), f"{self._model()} refused the call."))
+        "shorter questions at once (--batch_size).",
+      }.get(error.code(), f"{self._model()} refused the call."),
+    )
 
   def _explain_missing(self, error: grpc.RpcError) -> _Reason:
     """No server, or no model there: asks it for the states of the model's versions."""
@@ -208,22 +227,35 @@ class Client:
       if "http1.x" in error.details():
         return _Reason("http", f"that is an HTTP port; gRPC is usually at {signatures.GRPC_PORT}.")
       if not_found:
-        names = dict(states.trailing_metadata() or ()).get(predict_protocol.MODELS_METADATA, b"").decode(errors="replace")
+        names = (
+          dict(states.trailing_metadata() or ())
+          .get(predict_protocol.MODELS_METADATA, b"")
+          .decode(errors="replace")
+        )
         there = f" Models there: {names}." if names else ""
         return _Reason("model", f"it has no {self._model()}.{there} Give another --model_name.")
       if states.code() == grpc.StatusCode.UNAVAILABLE:
-        return _Reason("listens", f"nothing answers there. Is the server running, and is this its gRPC port (usually "
-                                  f"{signatures.GRPC_PORT}; {signatures.REST_PORT} is REST)?", may_pass=True)
+        return _Reason(
+          "listens",
+          f"nothing answers there. Is the server running, and is this its gRPC port (usually "
+          f"{signatures.GRPC_PORT}; {signatures.REST_PORT} is REST)?",
+          may_pass=True,
+        )
       return _Reason("ready", f"{self._model()} is not ready.", may_pass=True)
     asked = {version: state for version, state in states.items() if self.version in (None, version)}
     if any(state.name in ("START", "LOADING") for state in asked.values()):
       return _Reason("loading", f"{self._model()} is still being loaded.", may_pass=True)
-    if failed := [f"version {version}: {state.error}" for version, state in asked.items() if state.error]:
+    if failed := [
+      f"version {version}: {state.error}" for version, state in asked.items() if state.error
+    ]:
       if not any(state.name == "AVAILABLE" for state in asked.values()):
         return _Reason("failed", f"{self._model()} could not be loaded there; {'; '.join(failed)}.")
     if not_found:
       there = ", ".join(f"{version} ({state.name.lower()})" for version, state in states.items())
-      return _Reason("version", f"it has no {self._model()}. Versions there: {there}. Give another --version or --label.")
+      return _Reason(
+        "version",
+        f"it has no {self._model()}. Versions there: {there}. Give another --version or --label.",
+      )
     return _Reason("ready", f"{self._model()} is not ready.", may_pass=True)
 
   def _states(self) -> Mapping[int, _State] | grpc.RpcError:
@@ -234,8 +266,12 @@ class Client:
       response = self._status(request, timeout=min(self.timeout_secs, _STATUS_SECS))
     except grpc.RpcError as error:
       return error
-    return {one.version: _State(predict_protocol.STATES.get(one.state, "UNKNOWN"), one.status.error_message)
-            for one in response.model_version_status}
+    return {
+      one.version: _State(
+        predict_protocol.STATES.get(one.state, "UNKNOWN"), one.status.error_message
+      )
+      for one in response.model_version_status
+    }
 
   def _model(self) -> str:
     chosen = [("version", self.version), ("label", self.label)]
@@ -517,7 +553,12 @@ if __name__ == "__main__":
   flags.DEFINE_bool("json", False, "Print one JSON object a question.")
   flags.DEFINE_integer("num_passages", 5, "Passages to show.", lower_bound=0)
   flags.DEFINE_integer("batch_size", 32, "Questions of --questions in one call.", lower_bound=1)
-  flags.DEFINE_float("timeout_secs", _TIMEOUT_SECS, "Time for one call, the wait for a server that is not ready included.", lower_bound=0.001)
+  flags.DEFINE_float(
+    "timeout_secs",
+    _TIMEOUT_SECS,
+    "Time for one call, the wait for a server that is not ready included.",
+    lower_bound=0.001,
+  )
   flags.mark_flags_as_mutual_exclusive(["question", "questions", "fill"])
   flags.mark_flags_as_mutual_exclusive(["version", "label"])
   app.run(main)

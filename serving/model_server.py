@@ -43,17 +43,29 @@ _DRAIN_SECS = 60  # longest wait for requests in flight at the end
 _LAST_SECS = 1  # for answers to reach their clients
 _HEALTH_SECS = 0.5  # between two looks at whether all models are available
 
-_CONFIG_MESSAGES = predict_protocol.message_classes({  # that tensorflow-serving-api leaves out
-    "Integer": {"value": (1, "int64")}, "Text": {"value": (1, "string")},
+_CONFIG_MESSAGES = predict_protocol.message_classes(
+  {  # that tensorflow-serving-api leaves out
+    "Integer": {"value": (1, "int64")},
+    "Text": {"value": (1, "string")},
     "BatchingParameters": {
-        "max_batch_size": (1, "Integer"), "batch_timeout_micros": (2, "Integer"), "max_enqueued_batches": (3, "Integer"),
-        "num_batch_threads": (4, "Integer"), "thread_pool_name": (5, "Text"), "allowed_batch_sizes": (6, "int64[]"),
-        "pad_variable_length_inputs": (7, "bool")},
+      "max_batch_size": (1, "Integer"),
+      "batch_timeout_micros": (2, "Integer"),
+      "max_enqueued_batches": (3, "Integer"),
+      "num_batch_threads": (4, "Integer"),
+      "thread_pool_name": (5, "Text"),
+      "allowed_batch_sizes": (6, "int64[]"),
+      "pad_variable_length_inputs": (7, "bool"),
+    },
     "PrometheusConfig": {"enable": (1, "bool"), "path": (2, "string")},
     "MonitoringConfig": {"prometheus_config": (1, "PrometheusConfig")},
-    "SSLConfig": {"server_key": (1, "string"), "server_cert": (2, "string"), "custom_ca": (3, "string"),
-                  "client_verify": (4, "bool")},
-})
+    "SSLConfig": {
+      "server_key": (1, "string"),
+      "server_cert": (2, "string"),
+      "custom_ca": (3, "string"),
+      "client_verify": (4, "bool"),
+    },
+  }
+)
 
 
 # ================================================================================================================ config
@@ -102,7 +114,9 @@ def channel_arguments(text: str) -> list[tuple[str, int | str]]:
   for part in filter(None, text.split(",")):
     key, sign, value = part.partition("=")
     if not key or not sign:
-      raise artifacts.UserError(f"--grpc_channel_arguments: got {part!r}, wanted KEY=VALUE, separated by commas.")
+      raise artifacts.UserError(
+        f"--grpc_channel_arguments: got {part!r}, wanted KEY=VALUE, separated by commas."
+      )
     found.append((key, int(value) if value.removeprefix("-").isdecimal() else value))
   return found
 
@@ -115,18 +129,25 @@ def server_credentials(path: str) -> grpc.ServerCredentials | None:
   if not config.server_key or not config.server_cert:
     raise artifacts.UserError(f"{path!r}: server_key and server_cert are wanted, both as PEM text.")
   if config.client_verify and not config.custom_ca:
-    raise artifacts.UserError(f"{path!r}: client_verify needs custom_ca, the certificates that clients are checked against.")
+    raise artifacts.UserError(
+      f"{path!r}: client_verify needs custom_ca, the certificates that clients are checked against."
+    )
   return grpc.ssl_server_credentials(
-      [(config.server_key.encode(), config.server_cert.encode())],
-      root_certificates=config.custom_ca.encode() if config.client_verify else None, require_client_auth=config.client_verify)
+    [(config.server_key.encode(), config.server_cert.encode())],
+    root_certificates=config.custom_ca.encode() if config.client_verify else None,
+    require_client_auth=config.client_verify,
+  )
 
 
 def set_threads(args) -> None:
   """Tells TensorFlow how many threads to use, before it starts them. Raises UserError."""
-  both, intra, inter = (getattr(args, f"tensorflow_{name}_parallelism") for name in ("session", "intra_op", "inter_op"))
+  both, intra, inter = (
+    getattr(args, f"tensorflow_{name}_parallelism") for name in ("session", "intra_op", "inter_op")
+  )
   if both and (intra or inter):
     raise artifacts.UserError(
-        "give --tensorflow_session_parallelism, or --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism.")
+      "give --tensorflow_session_parallelism, or --tensorflow_intra_op_parallelism and --tensorflow_inter_op_parallelism."
+    )
   tf.config.threading.set_intra_op_parallelism_threads(both or intra)
   tf.config.threading.set_inter_op_parallelism_threads(both or inter)
 
@@ -192,9 +213,13 @@ class Server:
     self._status = None
     self._grpc = self._grpc_server(predictor)
     self._rest = rest_api.RestApi(
-        predictor, timeout_secs=args.rest_api_timeout_in_ms / 1000, num_threads=args.rest_api_num_threads or args.grpc_max_threads,
-        max_waiting=args.max_waiting_requests, metrics_path=metrics_path(args.monitoring_config_file),
-        cors=args.rest_api_enable_cors_support)
+      predictor,
+      timeout_secs=args.rest_api_timeout_in_ms / 1000,
+      num_threads=args.rest_api_num_threads or args.grpc_max_threads,
+      max_waiting=args.max_waiting_requests,
+      metrics_path=metrics_path(args.monitoring_config_file),
+      cors=args.rest_api_enable_cors_support,
+    )
     self._rest_socket = self._bind_rest() if args.rest_api_port else None
 
   def run(self) -> None:
@@ -209,9 +234,14 @@ class Server:
 
   def _new_models(self) -> versions.Models:
     args = self._args
-    warm_up = functools.partial(prediction_service.warm_up, repeats=max(args.num_request_iterations_for_warmup, 1))
-    loading = versions.Loading(tags=args.saved_model_tags.split(","), max_retries=args.max_num_load_retries,
-                               retry_secs=max(args.load_retry_interval_micros, 0) / 1e6)
+    warm_up = functools.partial(
+      prediction_service.warm_up, repeats=max(args.num_request_iterations_for_warmup, 1)
+    )
+    loading = versions.Loading(
+      tags=args.saved_model_tags.split(","),
+      max_retries=args.max_num_load_retries,
+      retry_secs=max(args.load_retry_interval_micros, 0) / 1e6,
+    )
     return versions.Models(
         self._config, warm_up=warm_up if args.enable_model_warmup else None, loading=loading,
         labels_for_unavailable=args.allow_version_labels_for_unavailable_models,
@@ -234,7 +264,10 @@ class Server:
       self._tell_port(self._args.port_file)
     loading = asyncio.create_task(self._load())
     loading.add_done_callback(lambda task: stop.set() if task.exception() else None)
-    tasks = [asyncio.create_task(self._watch_health()), asyncio.create_task(self._watch_config(loading))]
+    tasks = [
+      asyncio.create_task(self._watch_health()),
+      asyncio.create_task(self._watch_config(loading)),
+    ]
     await stop.wait()
     logging.info("stopping: requests in flight may finish within %d s", _DRAIN_SECS)
     for task in tasks:
@@ -296,11 +329,16 @@ class Server:
     args = self._args
     self._grpc_threads, self._refuse = _Threads(args.grpc_max_threads, thread_name_prefix="grpc"), _RefuseWhenStopping()
     server = grpc.server(
-        self._grpc_threads, interceptors=[self._refuse],
-        maximum_concurrent_rpcs=args.grpc_max_threads + args.max_waiting_requests,
-        options=[("grpc.max_receive_message_length", args.max_request_bytes), ("grpc.max_send_message_length", -1),
-                 ("grpc.so_reuseport", 0),  # or a second server would take half of the first one's requests
-                 *channel_arguments(args.grpc_channel_arguments)])
+      self._grpc_threads,
+      interceptors=[self._refuse],
+      maximum_concurrent_rpcs=args.grpc_max_threads + args.max_waiting_requests,
+      options=[
+        ("grpc.max_receive_message_length", args.max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # or a second server would take half of the first one's requests
+        *channel_arguments(args.grpc_channel_arguments),
+      ],
+    )
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction_service.PredictionService(predictor), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(
         prediction_service.ModelService(self._models, reloaded=self._set_health), server)
@@ -310,7 +348,9 @@ class Server:
     self.port = 0
     sockets = [f"unix:{args.grpc_socket_path}"] if args.grpc_socket_path else []
     if args.port or not sockets:
-      self.port = self._bind_grpc(server, _address(args.host, args.port), "--port", "is --host not of this machine")
+      self.port = self._bind_grpc(
+        server, _address(args.host, args.port), "--port", "is --host not of this machine"
+      )
       sockets.insert(0, _address(args.host, self.port))
     if args.grpc_socket_path:
       self._bind_grpc(server, sockets[-1], "--grpc_socket_path", "can the file not be written")
@@ -325,7 +365,8 @@ class Server:
       return server.add_insecure_port(address)
     except RuntimeError as error:
       raise artifacts.UserError(
-          f"{flag}: cannot listen on {address}; is another server running there, or {doubt}? ({error})") from error
+        f"{flag}: cannot listen on {address}; is another server running there, or {doubt}? ({error})"
+      ) from error
 
   def _bind_rest(self) -> socket.socket:
     host, port = self._args.host, self._args.rest_api_port
@@ -351,9 +392,13 @@ def _describe_services() -> None:
 def check_flags(args) -> None:
   """Names once what was given and has no effect. Raises UserError for what would be unsafe to pass over."""
   if args.use_alts_credentials:
-    raise artifacts.UserError("--use_alts_credentials is not supported; for an encrypted connection give --ssl_config_file.")
+    raise artifacts.UserError(
+      "--use_alts_credentials is not supported; for an encrypted connection give --ssl_config_file."
+    )
   if args.port == args.rest_api_port != 0:
-    raise artifacts.UserError(f"--port and --rest_api_port are both {args.port}; give them different ones.")
+    raise artifacts.UserError(
+      f"--port and --rest_api_port are both {args.port}; give them different ones."
+    )
   if ignored := server_flags.without_effect(args):
     logging.warning("without effect in this server: %s", ", ".join(f"--{name}" for name in ignored))
 
@@ -361,7 +406,9 @@ def check_flags(args) -> None:
 def main(argv: Sequence[str]) -> None:
   args = flags.FLAGS
   if args.version:
-    print(f"TensorFlow ModelServer: {metadata.version('tensorflow-serving-api')}\nTensorFlow Library: {tf.__version__}")
+    print(
+      f"TensorFlow ModelServer: {metadata.version('tensorflow-serving-api')}\nTensorFlow Library: {tf.__version__}"
+    )
     return
   if argv[1:]:
     sys.exit(f"model_server: got {' '.join(argv[1:])!r}; wanted only flags, each as --name=value.")

@@ -158,7 +158,9 @@ def warm_up(servable: Servable, *, repeats: int = 1) -> None:
   if not tf.io.gfile.exists(path):
     return
   requests = collections.defaultdict(list)  # by signature
-  for i, record in enumerate(tf.data.TFRecordDataset(path).take(_MAX_WARM_UP_REQUESTS + 1).as_numpy_iterator()):
+  for i, record in enumerate(
+    tf.data.TFRecordDataset(path).take(_MAX_WARM_UP_REQUESTS + 1).as_numpy_iterator()
+  ):
     if i == _MAX_WARM_UP_REQUESTS:
       raise invalid(f"Number of warmup records exceeds the maximum ({_MAX_WARM_UP_REQUESTS}) at {path}")
     request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
@@ -209,7 +211,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
   def Predict(self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
     remaining = context.time_remaining()
     deadline = math.inf if remaining is None else time.monotonic() + remaining
-    with _aborting(context, self._predictor.models), recorded(self._predictor.models, request.model_spec.name, "Predict", "GRPC"):
+    with (
+      _aborting(context, self._predictor.models),
+      recorded(self._predictor.models, request.model_spec.name, "Predict", "GRPC"),
+    ):
       if not context.is_active():
         raise StatusError(grpc.StatusCode.CANCELLED, "the client had left before the request could be run.")
       return self._predictor.predict(request, deadline)
@@ -296,5 +301,7 @@ def _aborting(context: grpc.ServicerContext, models: Models) -> Iterator[None]:
     yield
   except StatusError as error:
     if error.code == grpc.StatusCode.NOT_FOUND:
-      context.set_trailing_metadata(((MODELS_METADATA, ", ".join(models.names()).encode()[:_MAX_MESSAGE_BYTES]),))
+      context.set_trailing_metadata(
+        ((MODELS_METADATA, ", ".join(models.names()).encode()[:_MAX_MESSAGE_BYTES]),)
+      )
     context.abort(error.code, error.message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore"))

@@ -56,8 +56,16 @@ Infos = Mapping[str, meta_graph_pb2.TensorInfo]
 class RestApi:
   """The HTTP server's handler; requests run in threads of its own."""
 
-  def __init__(self, predictor: Predictor, *, timeout_secs: float, num_threads: int, max_waiting: int, metrics_path: str | None,
-               cors: bool = False):
+  def __init__(
+    self,
+    predictor: Predictor,
+    *,
+    timeout_secs: float,
+    num_threads: int,
+    max_waiting: int,
+    metrics_path: str | None,
+    cors: bool = False,
+  ):
     """Makes it; see `application`.
 
     Args:
@@ -87,7 +95,10 @@ class RestApi:
     if not re.match("(?i)/v1/", path):
       return web.Response(status=404, text=f"{path} was not found here; see /v1/models/NAME.\n")
     if request.method == "OPTIONS":  # a browser's question, before it sends the request itself
-      return web.Response(status=200 if re.match("https?://", request.headers.get("Origin", "")) else 400, headers=self._headers)
+      return web.Response(
+        status=200 if re.match("https?://", request.headers.get("Origin", "")) else 400,
+        headers=self._headers,
+      )
     status = 200
     try:
       text = await self._answer(request.method, path, await request.read())
@@ -96,7 +107,11 @@ class RestApi:
     except StatusError as error:
       status, text = _HTTP_STATUS.get(error.code, 500), _error_text(error.message)
     # Strings that are not UTF-8 go out as the bytes they are.
-    return web.Response(status=status, body=text.encode(errors="surrogateescape"), headers={"Content-Type": "application/json", **self._headers})
+    return web.Response(
+      status=status,
+      body=text.encode(errors="surrogateescape"),
+      headers={"Content-Type": "application/json", **self._headers},
+    )
 
   async def _answer(self, method: str, path: str, body: bytes) -> str:
     pattern = {"POST": _POST, "GET": _GET}.get(method)
@@ -139,7 +154,9 @@ class RestApi:
       return write_rows(outputs) if by_row else write_columns(outputs)
 
   def _status(self, spec: model_pb2.ModelSpec) -> str:
-    self._predictor.models.check_started(spec.name)  # probes take 200 for ready: TensorFlow Serving listens only then
+    self._predictor.models.check_started(
+      spec.name
+    )  # probes take 200 for ready: TensorFlow Serving listens only then
     response = model_status(self._predictor.models, get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
     return json.dumps(_dict(response), indent=1)
 

@@ -143,12 +143,17 @@ class Servable:
     saved_model = saved_model_pb2.SavedModel()
     with gfile.GFile(f"{path}/{_SAVED_MODEL}", "rb") as file:
       saved_model.ParseFromString(file.read())
-    graph, = (graph for graph in saved_model.meta_graphs if set(graph.meta_info_def.tags) == set(tags))
+    (graph,) = (
+      graph for graph in saved_model.meta_graphs if set(graph.meta_info_def.tags) == set(tags)
+    )
     self.signature_defs = dict(graph.signature_def)
     bodies = {}  # a second name of a function runs the first one's: TensorFlow would optimise it anew, which takes a second
     self.signatures = {
-        key: Signature(key, self.signature_defs[key], bodies.setdefault(_body(function), function), model_name=name)
-        for key, function in self._model.signatures.items()}
+      key: Signature(
+        key, self.signature_defs[key], bodies.setdefault(_body(function), function), model_name=name
+      )
+      for key, function in self._model.signatures.items()
+    }
     self.num_requests = 0
     self.retired = False
 
@@ -157,7 +162,12 @@ def _body(function) -> tuple:
   """What a signature's function computes, and from which variables."""
   definition = function.function_def
   nodes = tuple(node.SerializeToString(deterministic=True) for node in definition.node_def)
-  return nodes, str(function.structured_input_signature), str(sorted(definition.ret.items())), tuple(map(id, function.captured_inputs))
+  return (
+    nodes,
+    str(function.structured_input_signature),
+    str(sorted(definition.ret.items())),
+    tuple(map(id, function.captured_inputs)),
+  )
 
 
 # ============================================================================================================= versions
@@ -191,8 +201,15 @@ class Loading:
 class Models:
   """The models of a ModelServerConfig and their loaded versions; any thread may ask."""
 
-  def __init__(self, config: model_server_config_pb2.ModelServerConfig, *, warm_up: Callable[[Servable], None] | None = None,
-               loading: Loading = Loading(), labels_for_unavailable: bool = False, force_labels: bool = False):
+  def __init__(
+    self,
+    config: model_server_config_pb2.ModelServerConfig,
+    *,
+    warm_up: Callable[[Servable], None] | None = None,
+    loading: Loading = Loading(),
+    labels_for_unavailable: bool = False,
+    force_labels: bool = False,
+  ):
     """Checks the config and loads nothing yet; see `start`.
 
     Args:
@@ -277,10 +294,17 @@ class Models:
 
   def _check_started(self, name: str) -> None:
     states = self._states.get(name, {})
-    if name not in self._configs or self._available.get(name) or any(state == State.END for state, _ in states.values()):
+    if (
+      name not in self._configs
+      or self._available.get(name)
+      or any(state == State.END for state, _ in states.values())
+    ):
       return
-    loading = f"version {', '.join(map(str, sorted(states)))} of model {name!r} is being loaded." if states else (
-        f"model {name!r} is not loaded yet.")
+    loading = (
+      f"version {', '.join(map(str, sorted(states)))} of model {name!r} is being loaded."
+      if states
+      else (f"model {name!r} is not loaded yet.")
+    )
     raise StatusError(grpc.StatusCode.UNAVAILABLE, self._complaints.get(name, loading))
 
   def all_available(self) -> bool:
@@ -428,7 +452,13 @@ class Models:
         raise StatusError(grpc.StatusCode.ABORTED, f"{path} changed while it was being loaded; write it aside, then rename it.")
     except Exception as error:  # whatever a SavedModel can do must not end the server
       status = status_of(error)
-      logging.error("model %s version %d did not load: %s; %s", name, version, status, self._note_broken(path, files))
+      logging.error(
+        "model %s version %d did not load: %s; %s",
+        name,
+        version,
+        status,
+        self._note_broken(path, files),
+      )
       if version in self._available[name]:  # the same number from an earlier base path, which stays
         self._set_state(name, version, State.AVAILABLE)
       else:
@@ -449,7 +479,9 @@ class Models:
     before = self._broken.get(path)
     num_tries = before.num_tries + 1 if before and before.failed == files else 1
     again = num_tries <= self._how.max_retries
-    self._broken[path] = _Broken(files, files, num_tries, time.monotonic() + self._how.retry_secs if again else math.inf)
+    self._broken[path] = _Broken(
+      files, files, num_tries, time.monotonic() + self._how.retry_secs if again else math.inf
+    )
     if again:
       return f"it is tried again in {self._how.retry_secs:g} s, retry {num_tries} of {self._how.max_retries}, or if its files change."
     return "it is tried again if its files change."

@@ -130,7 +130,9 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     response = get_model_status_pb2.GetModelStatusResponse()
     name, error = self.looks.pop(0)
     state = get_model_status_pb2.ModelVersionStatus.State.Value(name)
-    response.model_version_status.add(version=1, state=state, status={"error_code": 13 if error else 0, "error_message": error})
+    response.model_version_status.add(
+      version=1, state=state, status={"error_code": 13 if error else 0, "error_message": error}
+    )
     return response
 
 
@@ -139,7 +141,10 @@ def grpc_server():
   service = PredictionService()
   server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 20)])
   prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
-  models = types.SimpleNamespace(GetModelStatus=lambda *args: service.models.GetModelStatus(*args), HandleReloadConfigRequest=None)
+  models = types.SimpleNamespace(
+    GetModelStatus=lambda *args: service.models.GetModelStatus(*args),
+    HandleReloadConfigRequest=None,
+  )
   model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
   address = f"localhost:{server.add_insecure_port('localhost:0')}"
   server.start()
@@ -323,10 +328,26 @@ def test_waits_for_a_server_that_is_not_ready(service, capsys):
   service, address = service
   asking = client.Client(address, label="stable")
   for unavailable, not_found, looks, wanted in (
-      (2, 0, [], ["model 'realm', label 'stable' is not ready."]),
-      (0, 2, [("LOADING", ""), ("LOADING", "")], ["model 'realm', label 'stable' is still being loaded."]),  # TensorFlow Serving's
-      (1, 1, [("START", ""), ("LOADING", "")], ["model 'realm', label 'stable' is still being loaded."])):
-    service.unavailable, service.not_found, service.models.looks, service.requests = unavailable, not_found, looks, []
+    (2, 0, [], ["model 'realm', label 'stable' is not ready."]),
+    (
+      0,
+      2,
+      [("LOADING", ""), ("LOADING", "")],
+      ["model 'realm', label 'stable' is still being loaded."],
+    ),  # TensorFlow Serving's
+    (
+      1,
+      1,
+      [("START", ""), ("LOADING", "")],
+      ["model 'realm', label 'stable' is still being loaded."],
+    ),
+  ):
+    service.unavailable, service.not_found, service.models.looks, service.requests = (
+      unavailable,
+      not_found,
+      looks,
+      [],
+    )
     assert asking.answer(["q"])[0].answers[0].text == "Zoë Müller"
     said = capsys.readouterr().err.splitlines()
     assert said == [f"{address}: {words} Waiting, for 60 s at most .." for words in wanted], said
@@ -352,26 +373,39 @@ def test_waits_for_a_server_that_does_not_listen_yet(capsys):
     timer.join()
     server.stop(None)
   (line,) = capsys.readouterr().err.splitlines()
-  assert line.startswith(f"localhost:{port}: nothing answers there. Is the server running") and line.endswith("Waiting, for 60 s at most ..")
-  assert 2 <= secs < 10, f"answered {secs:.1f} s after the call, 2 s after which the server listened"
+  assert line.startswith(
+    f"localhost:{port}: nothing answers there. Is the server running"
+  ) and line.endswith("Waiting, for 60 s at most ..")
+  assert 2 <= secs < 10, (
+    f"answered {secs:.1f} s after the call, 2 s after which the server listened"
+  )
 
 
 def test_waits_no_longer_than_its_timeout_and_not_for_what_will_not_pass(service, capsys):
   service, address = service
   service.unavailable, service.models.looks = 99, [("LOADING", "")] * 99
   started = time.monotonic()
-  with pytest.raises(client.ClientError, match="still being loaded. It was waited for, 1.2 s; for longer, give --timeout_secs.\n  UNAV"):
+  with pytest.raises(
+    client.ClientError,
+    match="still being loaded. It was waited for, 1.2 s; for longer, give --timeout_secs.\n  UNAV",
+  ):
     client.Client(address, timeout_secs=1.2).answer(["q"])
   assert 0.5 < time.monotonic() - started < 3
   service.__init__()
   service.not_found, service.models.looks = 99, [("END", "variables/ is missing")]
-  for name, words in (("realm", "model 'realm' could not be loaded there; version 1: variables/ is missing."),
-                      ("other", "it has no model 'other'. Models there: realm, größe. Give another --model_name.")):
+  for name, words in (
+    ("realm", "model 'realm' could not be loaded there; version 1: variables/ is missing."),
+    ("other", "it has no model 'other'. Models there: realm, größe. Give another --model_name."),
+  ):
     started = time.monotonic()
     with pytest.raises(client.ClientError) as error:
       client.Client(address, model_name=name).answer(["q"])
     assert words in str(error.value) and time.monotonic() - started < 3, (words, str(error.value))
-  assert not [line for line in capsys.readouterr().err.splitlines() if "loaded there" in line or "it has no" in line]
+  assert not [
+    line
+    for line in capsys.readouterr().err.splitlines()
+    if "loaded there" in line or "it has no" in line
+  ]
 
 
 @pytest.mark.parametrize("arguments, words", [

@@ -160,7 +160,9 @@ class Server:
     status, text, _ = self.http_with_headers(method, path, body)
     return status, text
 
-  def http_with_headers(self, method: str, path: str, body=None, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+  def http_with_headers(
+    self, method: str, path: str, body=None, **headers: str
+  ) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=60)
     body = json.dumps(body) if isinstance(body, (dict, list)) else body
     connection.request(method, path, body, headers)
@@ -224,17 +226,42 @@ def servers(tmp_path_factory):
   taken = socket.create_server(("127.0.0.1", 0))
   poll = "--file_system_poll_wait_seconds=0.2"
   servers = Servers(
-      root,
-      plain=start(root / "plain.log", f"--model_config_file={root}/models.config", poll, "--grpc_max_threads=4",
-                  "--rest_api_timeout_in_ms=4000", "--max_waiting_requests=12", "--model_config_file_poll_wait_seconds=0.2",
-                  "--allow_version_labels_for_unavailable_models=true", f"--port_file={root}/port"),
-      batching=start(root / "batching.log", "--model_name=swap", f"--model_base_path={root}/swap", poll, "--enable_batching",
-                     f"--batching_parameters_file={root}/batching.config", "--enable_cors_support=true",
-                     f"--grpc_socket_path={root}/socket", "--rest_api_num_threads=8", "--tensorflow_intra_op_parallelism=2",
-                     "--num_load_threads=2", "--flush_filesystem_caches=false", "--per_process_gpu_memory_fraction=0.5"),
-      no_port=start(root / "no_port.log", f"--model_base_path={root}/toy", ports=(taken.getsockname()[1], free_ports(1)[0])),
-      slow=start(root / "slow.log", "--model_name=slow", f"--model_base_path={root}/slow", poll),
-      taken=taken, early={})
+    root,
+    plain=start(
+      root / "plain.log",
+      f"--model_config_file={root}/models.config",
+      poll,
+      "--grpc_max_threads=4",
+      "--rest_api_timeout_in_ms=4000",
+      "--max_waiting_requests=12",
+      "--model_config_file_poll_wait_seconds=0.2",
+      "--allow_version_labels_for_unavailable_models=true",
+      f"--port_file={root}/port",
+    ),
+    batching=start(
+      root / "batching.log",
+      "--model_name=swap",
+      f"--model_base_path={root}/swap",
+      poll,
+      "--enable_batching",
+      f"--batching_parameters_file={root}/batching.config",
+      "--enable_cors_support=true",
+      f"--grpc_socket_path={root}/socket",
+      "--rest_api_num_threads=8",
+      "--tensorflow_intra_op_parallelism=2",
+      "--num_load_threads=2",
+      "--flush_filesystem_caches=false",
+      "--per_process_gpu_memory_fraction=0.5",
+    ),
+    no_port=start(
+      root / "no_port.log",
+      f"--model_base_path={root}/toy",
+      ports=(taken.getsockname()[1], free_ports(1)[0]),
+    ),
+    slow=start(root / "slow.log", "--model_name=slow", f"--model_base_path={root}/slow", poll),
+    taken=taken,
+    early={},
+  )
   try:
     warm_up = [request_of({"x": np.zeros(4, np.float32)}, signature="count")] * 3
     for version in (1, 2, 3):
@@ -257,13 +284,19 @@ def early_answers(server: Server) -> dict[str, object]:
   """Waits until the server listens, and asks it."""
   grpc.channel_ready_future(server.channel).result(START_SECS)
   answers = {"health": server.health.Check(health_pb2.HealthCheckRequest()).status}
-  for name, ask in {"predict": lambda: server.predict({"text": ["a"]}), "label": lambda: server.predict({}, name="two", label="stable"),
-                    "unknown": lambda: server.predict({}, name="nope"), "status": lambda: server.status("toy")}.items():
+  for name, ask in {
+    "predict": lambda: server.predict({"text": ["a"]}),
+    "label": lambda: server.predict({}, name="two", label="stable"),
+    "unknown": lambda: server.predict({}, name="nope"),
+    "status": lambda: server.status("toy"),
+  }.items():
     with pytest.raises(grpc.RpcError) as error:
       ask()
     answers[name] = error.value
   for path in ("", "/metadata", ":predict"):
-    answers[path] = server.http("POST" if path == ":predict" else "GET", f"/v1/models/toy{path}", {"instances": ["a"]})
+    answers[path] = server.http(
+      "POST" if path == ":predict" else "GET", f"/v1/models/toy{path}", {"instances": ["a"]}
+    )
   return answers
 
 
@@ -276,16 +309,27 @@ def plain(servers) -> Server:
 
 
 def test_a_server_listens_before_it_has_a_model_and_says_what_it_waits_for(servers):
-  early, waits = servers.early, f"base path '{servers.root}/toy' of model 'toy' is not a folder; waiting for it."
+  early, waits = (
+    servers.early,
+    f"base path '{servers.root}/toy' of model 'toy' is not a folder; waiting for it.",
+  )
   assert early["health"] == health_pb2.HealthCheckResponse.NOT_SERVING
-  for name, code, message in (("predict", C.UNAVAILABLE, waits), ("label", C.UNAVAILABLE, "of model 'two' is not a folder"),
-                              ("unknown", C.NOT_FOUND, "Servable not found for request: Latest(nope)"),
-                              ("status", C.NOT_FOUND, "Could not find any versions of model toy")):
-    assert (early[name].code(), message in early[name].details()) == (code, True), (name, early[name])
+  for name, code, message in (
+    ("predict", C.UNAVAILABLE, waits),
+    ("label", C.UNAVAILABLE, "of model 'two' is not a folder"),
+    ("unknown", C.NOT_FOUND, "Servable not found for request: Latest(nope)"),
+    ("status", C.NOT_FOUND, "Could not find any versions of model toy"),
+  ):
+    assert (early[name].code(), message in early[name].details()) == (code, True), (
+      name,
+      early[name],
+    )
   assert dict(early["unknown"].trailing_metadata())["models-bin"] == b"all, toy, two"
   for path in ("", "/metadata", ":predict"):
     status, body = early[path]
-    assert (status, json.loads(body)) == (503, {"error": waits}), f"REST {path or 'status'}: got {status} {body}"
+    assert (status, json.loads(body)) == (503, {"error": waits}), (
+      f"REST {path or 'status'}: got {status} {body}"
+    )
   assert (servers.root / "port").read_text() == f"{servers.plain.port}\n"
 
 
@@ -297,7 +341,10 @@ def test_while_a_model_is_loaded_the_server_says_so_and_can_be_stopped(servers):
     assert time.monotonic() < end, f"got {got}, wanted {loading}"
     time.sleep(0.05)
   assert server.states("slow")[1] in (State.START, State.LOADING)
-  assert server.health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+  assert (
+    server.health.Check(health_pb2.HealthCheckRequest()).status
+    == health_pb2.HealthCheckResponse.NOT_SERVING
+  )
   with pytest.raises(grpc.RpcError) as error:
     server.predict({"text": ["a"]}, name="slow")
   assert (error.value.code(), error.value.details()) == (C.UNAVAILABLE, loading["error"])
@@ -314,30 +361,55 @@ class Answerer(tf.Module):
   @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "question")])
   def answer(self, question):
     rows = tf.shape(question)[0]
-    return {name: tf.repeat(tf.constant(values), rows, axis=0) for name, values in client_test.answer_outputs(["q"]).items()}
+    return {
+      name: tf.repeat(tf.constant(values), rows, axis=0)
+      for name, values in client_test.answer_outputs(["q"]).items()
+    }
 
 
 def test_the_server_and_the_client_may_be_started_together(tmp_path):
   """README's lines pasted in one go: no port, then no model, then answers; what will not pass ends at once."""
   port, base = free_ports(1)[0], tmp_path / "models"
-  server = start(tmp_path / "log", f"--model_name={PAIR_MODEL}", f"--model_base_path={base}", "--file_system_poll_wait_seconds=0.2",
-                 ports=(port, free_ports(1)[0]))
+  server = start(
+    tmp_path / "log",
+    f"--model_name={PAIR_MODEL}",
+    f"--model_base_path={base}",
+    "--file_system_poll_wait_seconds=0.2",
+    ports=(port, free_ports(1)[0]),
+  )
   asking = subprocess.Popen(
-      [sys.executable, "-m", "serving.client", f"--server=localhost:{port}", "--question=who wrote Übermut", "--timeout_secs=200"],
-      cwd=REPOSITORY,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-      env={**os.environ, "COLUMNS": "100", "PYTHONUTF8": "1"})
+    [
+      sys.executable,
+      "-m",
+      "serving.client",
+      f"--server=localhost:{port}",
+      "--question=who wrote Übermut",
+      "--timeout_secs=200",
+    ],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    encoding="utf-8",
+    env={**os.environ, "COLUMNS": "100", "PYTHONUTF8": "1"},
+  )
   try:
     model = Answerer()
     tf.saved_model.save(model, str(tmp_path / "1"), signatures={"answer": model.answer})
     grpc.channel_ready_future(server.channel).result(START_SECS)
     started = time.monotonic()
-    for name, timeout_secs, wanted in (("other", 60, ["it has no model 'other'", "Models there: realm."]),
-                                       (PAIR_MODEL, 1, ["model 'realm' is not ready", "was waited for, 1 s", "waiting for it."])):
-      client = serving_client.Client(f"localhost:{port}", model_name=name, timeout_secs=timeout_secs)
+    for name, timeout_secs, wanted in (
+      ("other", 60, ["it has no model 'other'", "Models there: realm."]),
+      (PAIR_MODEL, 1, ["model 'realm' is not ready", "was waited for, 1 s", "waiting for it."]),
+    ):
+      client = serving_client.Client(
+        f"localhost:{port}", model_name=name, timeout_secs=timeout_secs
+      )
       with pytest.raises(serving_client.ClientError) as error:
         client.answer(["q"])
-      assert all(words in str(error.value) for words in wanted), f"{name}: got {error.value}, wanted {wanted}"
+      assert all(words in str(error.value) for words in wanted), (
+        f"{name}: got {error.value}, wanted {wanted}"
+      )
     assert time.monotonic() - started < 20, "a wrong model name ends at once"
     base.mkdir()
     os.rename(tmp_path / "1", base / "1")
@@ -347,9 +419,14 @@ def test_the_server_and_the_client_may_be_started_together(tmp_path):
     assert "nothing answers there" in lines[0] and "is not ready. Waiting" in lines[1], err
     assert len(lines) == 2 or len(lines) == 3 and "is still being loaded. Waiting" in lines[2], err
     server.wait()
-    with pytest.raises(serving_client.ClientError, match=r"no model 'realm', version 9. Versions there: 1 \(available\)"):
+    with pytest.raises(
+      serving_client.ClientError,
+      match=r"no model 'realm', version 9. Versions there: 1 \(available\)",
+    ):
       serving_client.Client(f"localhost:{port}", version=9).answer(["q"])
-    with pytest.raises(serving_client.ClientError, match="that is an HTTP port; gRPC is usually at 8500"):
+    with pytest.raises(
+      serving_client.ClientError, match="that is an HTTP port; gRPC is usually at 8500"
+    ):
       serving_client.Client(f"localhost:{server.rest_port}").answer(["q"])
   finally:
     for process in (asking, server.process):
@@ -386,19 +463,31 @@ def parsed(*words: str):
 
 def test_every_flag_of_tensorflow_model_server_is_taken():
   args = parsed(*(f"--{word}" for word in TENSORFLOW_SERVINGS), "-enable_profiler")
-  assert (args.saved_model_tags, args.rest_api_num_threads, args.per_process_gpu_memory_fraction) == ("serve,gpu", 8, 0.5)
+  assert (
+    args.saved_model_tags,
+    args.rest_api_num_threads,
+    args.per_process_gpu_memory_fraction,
+  ) == ("serve,gpu", 8, 0.5)
   assert args.rest_api_enable_cors_support and args.enable_profiler
   ignored = server_flags.without_effect(args)
-  assert "num_load_threads" in ignored and not {"saved_model_tags", "ssl_config_file", "max_num_load_retries"} & set(ignored)
+  assert "num_load_threads" in ignored and not {
+    "saved_model_tags",
+    "ssl_config_file",
+    "max_num_load_retries",
+  } & set(ignored)
   assert not server_flags.without_effect(parsed())
-  with pytest.raises(server_flags.flags.UnrecognizedFlagError, match="Did you mean: rest_api_num_threads"):
+  with pytest.raises(
+    server_flags.flags.UnrecognizedFlagError, match="Did you mean: rest_api_num_threads"
+  ):
     parsed("--rest_api_num_thread=8")
   with pytest.raises(artifacts.UserError, match="use_alts_credentials is not supported"):
     model_server.check_flags(parsed("--use_alts_credentials"))
   with pytest.raises(artifacts.UserError, match="both 8501; give them different ones"):
     model_server.check_flags(parsed("--port=8501", "--rest_api_port=8501"))
   with pytest.raises(artifacts.UserError, match="tensorflow_intra_op_parallelism"):
-    model_server.set_threads(parsed("--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1"))
+    model_server.set_threads(
+      parsed("--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1")
+    )
   assert model_server.channel_arguments("grpc.max_connection_age_ms=2000,grpc.name=a") == [
       ("grpc.max_connection_age_ms", 2000), ("grpc.name", "a")]
   with pytest.raises(artifacts.UserError, match="got 'grpc.x', wanted KEY=VALUE"):
@@ -406,9 +495,12 @@ def test_every_flag_of_tensorflow_model_server_is_taken():
 
 
 def test_what_has_no_effect_is_named_once(servers):
-  lines = [line for line in servers.batching.log.read_text().splitlines() if "without effect" in line]
+  lines = [
+    line for line in servers.batching.log.read_text().splitlines() if "without effect" in line
+  ]
   assert len(lines) == 1 and lines[0].endswith(
-      "without effect in this server: --flush_filesystem_caches, --num_load_threads, --per_process_gpu_memory_fraction"), lines
+    "without effect in this server: --flush_filesystem_caches, --num_load_threads, --per_process_gpu_memory_fraction"
+  ), lines
 
 
 def test_grpc_over_a_unix_socket(servers):
@@ -425,10 +517,21 @@ def certificate(path: pathlib.Path) -> tuple[str, str]:
   key = ec.generate_private_key(ec.SECP256R1())
   name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
   now = datetime.datetime.now(datetime.UTC)
-  signed = x509.CertificateBuilder(
-      name, name, key.public_key(), x509.random_serial_number(), now - datetime.timedelta(days=1), now + datetime.timedelta(days=1),
-  ).add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False).sign(key, hashes.SHA256())
-  private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+  signed = (
+    x509.CertificateBuilder(
+      name,
+      name,
+      key.public_key(),
+      x509.random_serial_number(),
+      now - datetime.timedelta(days=1),
+      now + datetime.timedelta(days=1),
+    )
+    .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    .sign(key, hashes.SHA256())
+  )
+  private = key.private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+  )
   return private.decode(), signed.public_bytes(serialization.Encoding.PEM).decode()
 
 
@@ -436,13 +539,19 @@ def test_grpc_over_tls(tmp_path):
   key, signed = certificate(tmp_path)
   config = tmp_path / "ssl.config"
   config.write_text(f"server_key: {json.dumps(key)} server_cert: {json.dumps(signed)}")
-  server = model_server.Server(parsed(f"--ssl_config_file={config}", "--port=0", f"--model_base_path={tmp_path}/nothing"))
+  server = model_server.Server(
+    parsed(f"--ssl_config_file={config}", "--port=0", f"--model_base_path={tmp_path}/nothing")
+  )
   server._grpc.start()
   try:
     credentials = grpc.ssl_channel_credentials(signed.encode())
     with grpc.secure_channel(f"localhost:{server.port}", credentials) as secure, \
          grpc.insecure_channel(f"localhost:{server.port}") as insecure:
-      ask = lambda channel: health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10).status
+      ask = lambda channel: (
+        health_pb2_grpc.HealthStub(channel)
+        .Check(health_pb2.HealthCheckRequest(), timeout=10)
+        .status
+      )
       assert ask(secure) == health_pb2.HealthCheckResponse.SERVING
       with pytest.raises(grpc.RpcError):
         ask(insecure)
@@ -458,12 +567,29 @@ def test_grpc_over_tls(tmp_path):
 
 def test_cors(servers):
   """As TensorFlow Serving: a preflight is answered 200 with the headers, and without any if CORS is off; 400 without an origin."""
-  names = ("Access-Control-Allow-Origin", "Access-Control-Allow-Methods", "Access-Control-Allow-Headers")
-  for server, model, values in ((servers.batching, "swap", ("*", "POST, GET", "Content-Type")), (servers.plain, "toy", (None,) * 3)):
+  names = (
+    "Access-Control-Allow-Origin",
+    "Access-Control-Allow-Methods",
+    "Access-Control-Allow-Headers",
+  )
+  for server, model, values in (
+    (servers.batching, "swap", ("*", "POST, GET", "Content-Type")),
+    (servers.plain, "toy", (None,) * 3),
+  ):
     path = f"/v1/models/{model}"
-    for method, headers, wanted in (("OPTIONS", {"Origin": "https://page.example"}, 200), ("OPTIONS", {}, 400), ("GET", {}, 200)):
+    for method, headers, wanted in (
+      ("OPTIONS", {"Origin": "https://page.example"}, 200),
+      ("OPTIONS", {}, 400),
+      ("GET", {}, 200),
+    ):
       status, body, got = server.http_with_headers(method, path, **headers)
-      assert status == wanted and tuple(map(got.get, names)) == values, (model, method, headers, status, got)
+      assert status == wanted and tuple(map(got.get, names)) == values, (
+        model,
+        method,
+        headers,
+        status,
+        got,
+      )
       assert bool(body) == (method == "GET"), (model, method, body)
 
 

@@ -182,8 +182,14 @@ def test_a_stage_gets_the_port_of_its_server_and_ends_with_it(tmp_path, monkeypa
   """The server chooses its port; if it ends, the stage does not wait for its client to notice."""
   monkeypatch.setenv("PYTHONPATH", str(tmp_path))
   output = str(tmp_path / "output")
-  stage = stages.Stage("serve", ("fake_client", f"--server=localhost:{stages.PORT}"), inputs=(), outputs=(output,), folder=output,
-                       server=("fake_server", "--port=0"))
+  stage = stages.Stage(
+    "serve",
+    ("fake_client", f"--server=localhost:{stages.PORT}"),
+    inputs=(),
+    outputs=(output,),
+    folder=output,
+    server=("fake_server", "--port=0"),
+  )
   (tmp_path / "fake_server.py").write_text(FAKE_SERVER.format(secs=600))
   (tmp_path / "fake_client.py").write_text(FAKE_CLIENT.format(secs=0, output=output))
   pipeline.Runner(str(tmp_path / "run"), {}).run(stage, "serve")
@@ -193,6 +199,9 @@ def test_a_stage_gets_the_port_of_its_server_and_ends_with_it(tmp_path, monkeypa
   (tmp_path / "fake_server.py").write_text(FAKE_SERVER.format(secs=1))
   (tmp_path / "fake_client.py").write_text(FAKE_CLIENT.format(secs=600, output=output))
   started = time.monotonic()
-  with pytest.raises(pipeline.PipelineError, match="server beside this stage ended with code 1; its last words:\nout of memory"):
+  with pytest.raises(
+    pipeline.PipelineError,
+    match="server beside this stage ended with code 1; its last words:\nout of memory",
+  ):
     pipeline.Runner(str(tmp_path / "run"), {}).run(stage, "serve")
   assert time.monotonic() - started < 60 and not os.path.exists(output)

@@ -155,7 +155,9 @@ def test_a_base_path_may_come_later(base, caplog):
   with caplog.at_level(python_logging.WARNING):
     models = started(base)
     assert not models.all_available()
-    with pytest.raises(StatusError, match="UNAVAILABLE: base path '.*' of model 'm' is not a folder; waiting for it."):
+    with pytest.raises(
+      StatusError, match="UNAVAILABLE: base path '.*' of model 'm' is not a folder; waiting for it."
+    ):
       latest(models)
     time.sleep(0.1)
   lines = [record.message for record in caplog.records if str(base.path) in record.message]
@@ -294,11 +296,20 @@ def test_two_names_of_a_function_share_it(tmp_path):
   spec = [tf.TensorSpec([None], tf.float32, "x")]
   module.times = tf.function(lambda x: {"y": x * module.v}, input_signature=spec)
   module.plus = tf.function(lambda x: {"y": x + module.v}, input_signature=spec)
-  tf.saved_model.save(module, str(tmp_path / "1"), signatures={"serving_default": module.times, "a": module.times, "b": module.plus})
+  tf.saved_model.save(
+    module,
+    str(tmp_path / "1"),
+    signatures={"serving_default": module.times, "a": module.times, "b": module.plus},
+  )
   signatures = Servable("m", 1, str(tmp_path / "1")).signatures
-  assert signatures["a"]._function is signatures["serving_default"]._function is not signatures["b"]._function
-  assert {name: signature.run({"x": [3.0]})["y"].tolist() for name, signature in signatures.items()} == {
-      "serving_default": [6.0], "a": [6.0], "b": [5.0]}
+  assert (
+    signatures["a"]._function
+    is signatures["serving_default"]._function
+    is not signatures["b"]._function
+  )
+  assert {
+    name: signature.run({"x": [3.0]})["y"].tolist() for name, signature in signatures.items()
+  } == {"serving_default": [6.0], "a": [6.0], "b": [5.0]}
 
 
 def test_labels(base):
@@ -316,7 +327,9 @@ def test_labels(base):
   with pytest.raises(StatusError, match=r"NOT_FOUND: Servable not found for request: Specific\(m, 3\)"):
     with models.hold(model_pb2.ModelSpec(name="m", version_label="next")):
       pass
-  moved = config_of(f'name: "m" base_path: "{base.path}" {both} version_labels {{ key: "next" value: 4 }}')
+  moved = config_of(
+    f'name: "m" base_path: "{base.path}" {both} version_labels {{ key: "next" value: 4 }}'
+  )
   with pytest.raises(StatusError, match="version 4 of model m, which is not"):
     models.reload(moved)
   forced = started(base, both, 'version_labels { key: "next" value: 3 }', force_labels=True)

@@ -326,14 +326,26 @@ def test_server_forwards_models_only_and_bounds_sizes(servers):
 
 def test_says_once_that_the_model_server_is_not_up_and_then_that_it_is():
   port, rest_port = free_ports(2)
-  command = [sys.executable, "-m", "serving.web", f"--rest=http://localhost:{rest_port}", f"--port={port}"]
-  process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+  command = [
+    sys.executable,
+    "-m",
+    "serving.web",
+    f"--rest=http://localhost:{rest_port}",
+    f"--port={port}",
+  ]
+  process = subprocess.Popen(
+    command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+  )
   try:
     line = process.stderr.readline()
-    assert line.startswith(f"The page is up, the model is not: no model server answers at http://localhost:{rest_port}/v1/models/realm"), line
+    assert line.startswith(
+      f"The page is up, the model is not: no model server answers at http://localhost:{rest_port}/v1/models/realm"
+    ), line
     with pytest.raises(urllib.error.HTTPError) as error:
       urllib.request.urlopen(f"http://localhost:{port}/v1/models/realm", timeout=10)
-    assert error.value.code == 502 and "No model server answers at" in json.load(error.value)["error"]
+    assert (
+      error.value.code == 502 and "No model server answers at" in json.load(error.value)["error"]
+    )
     time.sleep(1.5)  # looks again, and says nothing new
     with rest_api(rest_port):
       assert process.stderr.readline() == "The model answers.\n"

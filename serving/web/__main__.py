@@ -62,7 +62,9 @@ def make_app(rest: str, *, model_name: str = signatures.MODEL_NAME, timeout_secs
 
   async def session(application: web.Application):
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_secs)) as application[_SESSION]:
-      watching = asyncio.create_task(_say_when_ready(application[_SESSION], f"{rest.rstrip('/')}/v1/models/{model_name}"))
+      watching = asyncio.create_task(
+        _say_when_ready(application[_SESSION], f"{rest.rstrip('/')}/v1/models/{model_name}")
+      )
       yield
       watching.cancel()
 
@@ -84,7 +86,9 @@ async def _say_when_ready(session: aiohttp.ClientSession, url: str) -> None:
   waits = False
   while reason := await _not_ready(session, url):
     if not waits:
-      print(f"The page is up, the model is not: {reason} Waiting for it ..", file=sys.stderr, flush=True)
+      print(
+        f"The page is up, the model is not: {reason} Waiting for it ..", file=sys.stderr, flush=True
+      )
     waits = True
     await asyncio.sleep(_LOOK_SECS)
   if waits:
@@ -98,7 +102,9 @@ async def _not_ready(session: aiohttp.ClientSession, url: str) -> str | None:
       if response.status == 200:
         return None
       body = await response.json(content_type=None)
-      return f"{url}: {body['error'] if isinstance(body, dict) and 'error' in body else response.status}"
+      return (
+        f"{url}: {body['error'] if isinstance(body, dict) and 'error' in body else response.status}"
+      )
   except (TimeoutError, ValueError, aiohttp.ClientError) as error:
     return f"no model server answers at {url} ({type(error).__name__})."
 
