@@ -15,11 +15,12 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
 
 import tabulate
 from absl import flags
@@ -35,7 +36,8 @@ _DIGESTS = "digests"  # in the state beside the stages: names, sizes and dates o
 _UNREAD = re.compile(r"(^|/)\.|[\ud800-\udfff]|/$")  # hidden names, names that are not UTF-8, empty folders
 _HARMLESS = ("log_every", "checkpoint_every", "workdir")  # settings that change no result
 _SAVE_EVERY_SECS = 5.0  # how often a running stage's time is written down
-_SERVER_STARTS_SECS = 120.0
+_LOOK_SECS = 0.5  # how often a server beside a stage is looked at
+_LAST_LINES = 15  # of a server that has ended, to show
 
 
 class PipelineError(artifacts.UserError):
@@ -113,17 +115,21 @@ class Runner:
     entry = self.state[stage.name]
     before, started = entry["wall_secs"], time.monotonic()
     self._save()
-    with _serve(stage.server) as port:
-      process = _start([part.replace(PORT, str(port)) for part in stage.command])
+    with _serve(stage.server) as server:
+      process = _start([part.replace(PORT, str(server.port)) for part in stage.command])
       try:
         while True:
           try:
-            return process.wait(_SAVE_EVERY_SECS)
+            return process.wait(_SAVE_EVERY_SECS if not stage.server else _LOOK_SECS)
           except subprocess.TimeoutExpired:
-            pass
+            server.check()
           finally:
             entry["wall_secs"] = round(before + time.monotonic() - started, 2)
             self._save()
+      except PipelineError:
+        process.terminate()
+        process.wait()
+        raise
       except KeyboardInterrupt:
         process.wait()  # it was interrupted too
         sys.exit("\nStopped. Run the same command again to go on.")
@@ -160,37 +166,60 @@ class Runner:
     return known[key]
 
 
-def _start(command: Sequence[str], *, beside: bool = False) -> subprocess.Popen:
-  """Prints and starts a module with its flags."""
-  print(f"$ python -m {shlex.join(command)}{' &' if beside else ''}", flush=True)
+def _start(command: Sequence[str], *, log: IO[bytes] | None = None) -> subprocess.Popen:
+  """Prints and starts a module with its flags; what has a `log` to write to runs beside others."""
+  print(f"$ python -m {shlex.join(command)}{' &' if log else ''}", flush=True)
   bind = functools.partial(_end_with, os.getpid()) if sys.platform == "linux" else None
-  return subprocess.Popen([sys.executable, "-m", *command], preexec_fn=bind)
+  return subprocess.Popen([sys.executable, "-m", *command], preexec_fn=bind, stdout=log, stderr=log)
+
+
+class _Server:
+  """A server that runs beside a stage, on a port of its own choice; without a command, nothing.
+
+  Args:
+    command: a module that takes --port_file.
+    folder: for its log and its port.
+  """
+
+  port: int | None = None
+
+  def __init__(self, command: Sequence[str], folder: str):
+    self._process, self._log = None, os.path.join(folder, "log")
+    if not command:
+      return
+    port_file = os.path.join(folder, "port")
+    with open(self._log, "wb") as log:
+      self._process = _start([*command, f"--port_file={port_file}"], log=log)
+    while not os.path.exists(port_file):  # however long the machine takes
+      self.check()
+      time.sleep(0.1)
+    with open(port_file, encoding="utf-8") as file:
+      self.port = int(file.read())
+
+  def check(self) -> None:
+    """Raises PipelineError with the server's last words if it has ended."""
+    if self._process and self._process.poll() is not None:
+      with open(self._log, encoding="utf-8", errors="replace") as file:
+        words = "".join(file.readlines()[-_LAST_LINES:])
+      raise PipelineError(
+        f"the server beside this stage ended with code {self._process.returncode}; its last words:\n{words}"
+      )
+
+  def stop(self) -> None:
+    if self._process:
+      self._process.terminate()
+      self._process.wait()
 
 
 @contextlib.contextmanager
-def _serve(command: Sequence[str]) -> Iterator[int | None]:
-  """Runs a server, if there is one; gives its port when it listens there.
-
-  Raises:
-    PipelineError: it ended, or listens too late.
-  """
-  if not command:
-    yield None
-    return
-  with socket.create_server(("localhost", 0)) as free:
-    port = free.getsockname()[1]
-  process, deadline = _start([part.replace(PORT, str(port)) for part in command], beside=True), time.monotonic() + _SERVER_STARTS_SECS
-  try:
-    while True:
-      with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=1):
-        break
-      if process.poll() is not None or time.monotonic() > deadline:
-        raise PipelineError(f"the model server does not listen on port {port}; its own words stand above.")
-      time.sleep(0.2)
-    yield port
-  finally:
-    process.terminate()
-    process.wait()
+def _serve(command: Sequence[str]) -> Iterator[_Server]:
+  """Runs a server, if there is one, until the block ends. Raises PipelineError if it ends before it listens."""
+  with tempfile.TemporaryDirectory() as folder:
+    server = _Server(command, folder)
+    try:
+      yield server
+    finally:
+      server.stop()
 
 
 def _end_with(parent_pid: int) -> None:

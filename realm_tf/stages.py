@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from realm_tf import artifacts
 
-PORT = "{port}"  # in a stage's commands: a free one
+PORT = "{port}"  # in a stage's command: where its server listens
 _WORKDIR_FILES = (r"(warmup/)?(metrics\.jsonl|refresh\.log|tensorboard/.*)(\.partial-\d+)?"
                   r"|indexes/refreshing\.json")  # of a trainer
 _CORPUS_FILES = r"(knowledge|pretraining)/part-\d+\.jsonl|(questions|clozes)\.\w+\.jsonl|facts\.jsonl"
@@ -28,7 +28,7 @@ class Stage:
     folder: what `--redo` deletes.
     sections: of the config, what the stage depends on; only trainers have any.
     differs: settings of this stage alone, over the config's.
-    server: a second command, which runs, listening on `PORT`, while the stage does.
+    server: a second command, which runs while the stage does; it is told by --port_file where to write its port.
     leaves: regular expression of the files below `folder` that the command leaves outside of artifacts.
   """
 
@@ -246,8 +246,8 @@ def _serving(config) -> list[Stage]:
     output = predictions(config, SERVED)
     found.append(Stage(
         "serve", ("serving.client", f"--server=localhost:{PORT}", f"--questions={config.evaluate.questions}", f"--output={output}",
-                  "--timeout_secs=120"),
-        server=("serving.model_server", f"--model_base_path={os.path.abspath(config.servable)}", "--model_name=realm", f"--port={PORT}"),
+                  "--timeout_secs=600"),
+        server=("serving.model_server", f"--model_base_path={os.path.abspath(config.servable)}", "--model_name=realm", "--port=0"),
         inputs=(config.servable, config.evaluate.questions), outputs=(output,), folder=output))
   return found
 

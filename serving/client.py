@@ -5,8 +5,9 @@
     python -m serving.client --server=localhost:8500 --fill='The [MASK] of France is Paris.'
     python -m serving.client --server=localhost:8500                                  # a prompt; an empty line ends it
 
-It speaks TensorFlow Serving's gRPC protocol, to `serving.model_server` or to TensorFlow Serving itself. The evidence is marked in
-the passages; predictions are written as realm_tf.evaluate writes them.
+It speaks TensorFlow Serving's gRPC protocol, to `serving.model_server` or to TensorFlow Serving itself. A server that does not
+listen yet, or that still loads the model, is waited for, for --timeout_secs. The evidence is marked in the passages; predictions
+are written as realm_tf.evaluate writes them.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -27,9 +29,17 @@ from absl import app, flags
 from serving import predict_protocol, signatures
 
 _MAX_MESSAGE_BYTES = 64 << 20
-_RETRIES = {  # of calls that the server has not begun; about three seconds in all
-    "maxAttempts": 5, "initialBackoff": "0.2s", "maxBackoff": "2s", "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"]}
+_CHANNEL = {
+  "grpc.max_receive_message_length": _MAX_MESSAGE_BYTES,
+  "grpc.enable_retries": 0,
+  # Or a server that has come up is seen half a minute later.
+  "grpc.initial_reconnect_backoff_ms": 200,
+  "grpc.max_reconnect_backoff_ms": 500,
+  "grpc.min_reconnect_backoff_ms": 5000,
+}
+_LOOK_SECS = 0.5  # between two calls of a server that is not ready
+_STATUS_SECS = 5.0  # for the question why there is no answer
+_TIMEOUT_SECS = 60.0
 _OPEN, _CLOSE = "\ue000", "\ue001"  # the marks around evidence while lines are broken: private use, so not in text
 
 
@@ -110,6 +120,22 @@ class Filled:
 # =============================================================================================================== server
 
 
+class _State(NamedTuple):
+  """The state of a version, as `predict_protocol.STATES` calls it, and why it could not be loaded."""
+
+  name: str
+  error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reason:
+  """Why a call failed: a keyword, a sentence, and whether it may pass without anybody's help."""
+
+  kind: str
+  words: str
+  may_pass: bool = False
+
+
 class Client:
   """A servable behind gRPC.
 
@@ -117,21 +143,26 @@ class Client:
     server: host:port.
     model_name: as the server calls it.
     version, label: a version's number or label; the newest if neither is given.
-    timeout_secs: for one call, retries included.
+    timeout_secs: for one call, including the wait for a server that is not ready.
   """
 
   def __init__(self, server: str, *, model_name: str = signatures.MODEL_NAME, version: int | None = None,
-               label: str | None = None, timeout_secs: float = 30.0):
+               label: str | None = None, timeout_secs: float = _TIMEOUT_SECS):
     self.server, self.model_name, self.version, self.label, self.timeout_secs = server, model_name, version, label, timeout_secs
-    config = {"methodConfig": [{"name": [{"service": "tensorflow.serving.PredictionService"}], "retryPolicy": _RETRIES}]}
-    channel = grpc.insecure_channel(server, options=[
-        ("grpc.service_config", json.dumps(config)), ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)])
+    channel = grpc.insecure_channel(server, options=list(_CHANNEL.items()))
     self._predict = channel.unary_unary(
         predict_protocol.METHOD, request_serializer=predict_protocol.PredictRequest.SerializeToString,
         response_deserializer=predict_protocol.PredictResponse.FromString)
+    self._status = channel.unary_unary(
+      predict_protocol.STATUS_METHOD,
+      request_serializer=predict_protocol.StatusRequest.SerializeToString,
+      response_deserializer=predict_protocol.StatusResponse.FromString,
+    )
 
   def predict(self, signature: str, inputs: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
     """One call: input name → values to output name → values.
+
+    Waits for a server that does not listen yet or still loads the model; standard error says what it waits for.
 
     Raises:
       ClientError: no server, no such model, version or signature, too late, too large, or not understood.
@@ -144,27 +175,103 @@ class Client:
       request.model_spec.version_label = self.label
     for name, values in inputs.items():
       request.inputs.add(key=name, value=predict_protocol.to_tensor(values))
-    try:
-      response = self._predict(request, timeout=self.timeout_secs)
-      return {output.key: predict_protocol.to_array(output.value) for output in response.outputs}
-    except grpc.RpcError as error:
-      raise ClientError(self._explain(error)) from error
-    except ValueError as error:
-      raise ClientError(f"{self.server} answered what this client cannot read: {error}") from error
+    deadline, told = time.monotonic() + self.timeout_secs, set()
+    while True:
+      try:
+        response = self._predict(request, timeout=max(deadline - time.monotonic(), 1e-3))
+        return {output.key: predict_protocol.to_array(output.value) for output in response.outputs}
+      except grpc.RpcError as error:
+        reason = self._explain(error)
+        if not reason.may_pass or time.monotonic() + _LOOK_SECS > deadline:
+          late = (
+            f" It was waited for, {self.timeout_secs:g} s; for longer, give --timeout_secs."
+            if reason.may_pass
+            else ""
+          )
+          raise ClientError(
+            f"{self.server}: {reason.words}{late}\n  {error.code().name}: {error.details()}"
+          ) from error
+        if reason.kind not in told:
+          print(
+            f"{self.server}: {reason.words} Waiting, for {deadline - time.monotonic():.0f} s at most ..",
+            file=sys.stderr,
+            flush=True,
+          )
+        told.add(reason.kind)
+        time.sleep(_LOOK_SECS)
+      except ValueError as error:
+        raise ClientError(
+          f"{self.server} answered what this client cannot read: {error}"
+        ) from error
 
-  def _explain(self, error: grpc.RpcError) -> str:
-    """A failed call in words."""
-    words = {
-        grpc.StatusCode.UNAVAILABLE: f"nothing answers there. Is the server running, and is this its gRPC port (usually "
-                                     f"{signatures.GRPC_PORT}; {signatures.REST_PORT} is REST)?",
-        grpc.StatusCode.NOT_FOUND: f"it has no {self._model()}. Give another --model_name, --version or --label.",
-        grpc.StatusCode.DEADLINE_EXCEEDED:
-            f"no answer within {self.timeout_secs:g} s. Try again, ask fewer questions at once (--batch_size), or wait longer "
-            "(--timeout_secs).",
-        grpc.StatusCode.RESOURCE_EXHAUSTED: "the question or the answer is too large, or the server is overloaded. Ask fewer or "
-                                            "shorter questions at once (--batch_size).",
-    }.get(error.code(), f"{self._model()} refused the call.")
-    return f"{self.server}: {words}\n  {error.code().name}: {error.details()}"
+  def _explain(self, error: grpc.RpcError) -> _Reason:
+    """A failed call in words, and whether to wait."""
+    codes = grpc.StatusCode
+    if error.code() in (codes.UNAVAILABLE, codes.NOT_FOUND):
+      return self._explain_missing(error)
+    return _Reason(
+      error.code().name,
+      {
+        codes.DEADLINE_EXCEEDED: f"no answer within {self.timeout_secs:g} s. Try again, ask fewer questions at once (--batch_size), or wait longer "
+        "(--timeout_secs).",
+        codes.RESOURCE_EXHAUSTED: "the question or the answer is too large, or the server is overloaded. Ask fewer or "
+        "shorter questions at once (--batch_size).",
+      }.get(error.code(), f"{self._model()} refused the call."),
+    )
+
+  def _explain_missing(self, error: grpc.RpcError) -> _Reason:
+    """No server, or no model there: asks it for the states of the model's versions."""
+    not_found = error.code() == grpc.StatusCode.NOT_FOUND
+    states = self._states()
+    if isinstance(states, grpc.RpcError):
+      if "http1.x" in error.details():
+        return _Reason("http", f"that is an HTTP port; gRPC is usually at {signatures.GRPC_PORT}.")
+      if not_found:
+        names = (
+          dict(states.trailing_metadata() or ())
+          .get(predict_protocol.MODELS_METADATA, b"")
+          .decode(errors="replace")
+        )
+        there = f" Models there: {names}." if names else ""
+        return _Reason("model", f"it has no {self._model()}.{there} Give another --model_name.")
+      if states.code() == grpc.StatusCode.UNAVAILABLE:
+        return _Reason(
+          "listens",
+          f"nothing answers there. Is the server running, and is this its gRPC port (usually "
+          f"{signatures.GRPC_PORT}; {signatures.REST_PORT} is REST)?",
+          may_pass=True,
+        )
+      return _Reason("ready", f"{self._model()} is not ready.", may_pass=True)
+    asked = {version: state for version, state in states.items() if self.version in (None, version)}
+    if any(state.name in ("START", "LOADING") for state in asked.values()):
+      return _Reason("loading", f"{self._model()} is still being loaded.", may_pass=True)
+    if failed := [
+      f"version {version}: {state.error}" for version, state in asked.items() if state.error
+    ]:
+      if not any(state.name == "AVAILABLE" for state in asked.values()):
+        return _Reason("failed", f"{self._model()} could not be loaded there; {'; '.join(failed)}.")
+    if not_found:
+      there = ", ".join(f"{version} ({state.name.lower()})" for version, state in states.items())
+      return _Reason(
+        "version",
+        f"it has no {self._model()}. Versions there: {there}. Give another --version or --label.",
+      )
+    return _Reason("ready", f"{self._model()} is not ready.", may_pass=True)
+
+  def _states(self) -> Mapping[int, _State] | grpc.RpcError:
+    """The model's versions and their states, or why the server does not tell."""
+    request = predict_protocol.StatusRequest()
+    request.model_spec.name = self.model_name
+    try:
+      response = self._status(request, timeout=min(self.timeout_secs, _STATUS_SECS))
+    except grpc.RpcError as error:
+      return error
+    return {
+      one.version: _State(
+        predict_protocol.STATES.get(one.state, "UNKNOWN"), one.status.error_message
+      )
+      for one in response.model_version_status
+    }
 
   def _model(self) -> str:
     chosen = [("version", self.version), ("label", self.label)]
@@ -430,6 +537,8 @@ def main(argv):
     run(flags.FLAGS)
   except ClientError as error:
     sys.exit(f"{error}")
+  except KeyboardInterrupt:
+    sys.exit(130)  # as shells call it
 
 
 if __name__ == "__main__":
@@ -444,7 +553,12 @@ if __name__ == "__main__":
   flags.DEFINE_bool("json", False, "Print one JSON object a question.")
   flags.DEFINE_integer("num_passages", 5, "Passages to show.", lower_bound=0)
   flags.DEFINE_integer("batch_size", 32, "Questions of --questions in one call.", lower_bound=1)
-  flags.DEFINE_float("timeout_secs", 30.0, "Time for one call, retries included.", lower_bound=0.001)
+  flags.DEFINE_float(
+    "timeout_secs",
+    _TIMEOUT_SECS,
+    "Time for one call, the wait for a server that is not ready included.",
+    lower_bound=0.001,
+  )
   flags.mark_flags_as_mutual_exclusive(["question", "questions", "fill"])
   flags.mark_flags_as_mutual_exclusive(["version", "label"])
   app.run(main)

@@ -1,4 +1,4 @@
-"""TensorFlow Serving's Predict call, without TensorFlow.
+"""TensorFlow Serving's Predict and GetModelStatus calls, without TensorFlow.
 
 The official stubs (tensorflow_serving.apis) import all of TensorFlow, which takes seconds and a gigabyte for what is a short
 message. Here is the part of their .proto files that a client needs, as data: numbers and types are the wire format and the same
@@ -11,6 +11,10 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 METHOD = "/tensorflow.serving.PredictionService/Predict"
+STATUS_METHOD = "/tensorflow.serving.ModelService/GetModelStatus"
+STATES = {10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}  # of a version
+# `serving.model_server` tells with NOT_FOUND which models it has; TensorFlow Serving does not. "-bin": UTF-8.
+MODELS_METADATA = "models-bin"
 
 # Message → its fields: name → (number, type); "[]" marks repeated ones, a capital a message of this table.
 _MESSAGES = {
@@ -24,6 +28,10 @@ _MESSAGES = {
                   "version_label": (4, "string")},
     "PredictRequest": {"model_spec": (1, "ModelSpec"), "inputs": (2, "NamedTensor[]")},
     "PredictResponse": {"outputs": (1, "NamedTensor[]"), "model_spec": (2, "ModelSpec")},
+    "StatusRequest": {"model_spec": (1, "ModelSpec")},
+    "Status": {"error_code": (1, "int32"), "error_message": (2, "string")},
+    "VersionStatus": {"version": (1, "int64"), "state": (2, "int32"), "status": (3, "Status")},
+    "StatusResponse": {"model_version_status": (1, "VersionStatus[]")},
 }
 # NumPy kind → number in TensorFlow's DataType, field of the values, NumPy type in tensor_content.
 _TYPES = {"f": (1, "float_val", np.dtype("<f4")), "i": (3, "int_val", np.dtype("<i4")), "U": (7, "string_val", None)}
@@ -53,6 +61,7 @@ def message_classes(messages: Mapping[str, Mapping[str, tuple[int, str]]]) -> di
 
 _CLASSES = message_classes(_MESSAGES)
 Tensor, PredictRequest, PredictResponse = _CLASSES["Tensor"], _CLASSES["PredictRequest"], _CLASSES["PredictResponse"]
+StatusRequest, StatusResponse = _CLASSES["StatusRequest"], _CLASSES["StatusResponse"]
 
 
 def to_tensor(values) -> Tensor:

@@ -4,10 +4,13 @@ Codes and messages are TensorFlow Serving's (servables/tensorflow/predict_util.c
 that a client cannot tell the servers apart.
 """
 
+import collections
 import contextlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 
 import grpc
 import numpy as np
@@ -19,6 +22,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc, status_pb2)
 
 from serving.batching import Arrays
+from serving.predict_protocol import MODELS_METADATA
 from serving.versions import DEFAULT_SIGNATURE, LATENCY_BUCKETS, Models, Servable, Signature, StatusError, invalid, type_name
 
 # Run: outputs of a signature for inputs, before a deadline; `batching.run_alone` or `Batcher.run`.
@@ -148,13 +152,15 @@ def _set(names) -> str:
 # ============================================================================================================== warm-up
 
 
-def warm_up(servable: Servable) -> None:
+def warm_up(servable: Servable, *, repeats: int = 1) -> None:
   """Runs the warm-up requests that a version brings along. Raises StatusError where one fails, as it would in earnest."""
   path = f"{servable.path}/{_WARM_UP_REQUESTS}"
   if not tf.io.gfile.exists(path):
     return
-  records = tf.data.TFRecordDataset(path).take(_MAX_WARM_UP_REQUESTS + 1).as_numpy_iterator()
-  for i, record in enumerate(records):
+  requests = collections.defaultdict(list)  # by signature
+  for i, record in enumerate(
+    tf.data.TFRecordDataset(path).take(_MAX_WARM_UP_REQUESTS + 1).as_numpy_iterator()
+  ):
     if i == _MAX_WARM_UP_REQUESTS:
       raise invalid(f"Number of warmup records exceeds the maximum ({_MAX_WARM_UP_REQUESTS}) at {path}")
     request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
@@ -162,8 +168,18 @@ def warm_up(servable: Servable) -> None:
     if name not in servable.signatures:
       raise StatusError(
           grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{name}" not found. (a warm-up request in {path})')
+    requests[name].append(request)
+
+  def run(name: str) -> None:
     signature = servable.signatures[name]
-    signature.run(inputs_of(request, signature))
+    for request in requests[name]:
+      for _ in range(repeats):
+        signature.run(inputs_of(request, signature))
+
+  # Side by side: what takes long is that TensorFlow optimises each signature at its first call, on one core.
+  with futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="warm-up") as threads:
+    for _ in threads.map(run, requests):
+      pass
 
 
 # ============================================================================================================= services
@@ -195,7 +211,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
   def Predict(self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext) -> predict_pb2.PredictResponse:
     remaining = context.time_remaining()
     deadline = math.inf if remaining is None else time.monotonic() + remaining
-    with _aborting(context), recorded(self._predictor.models, request.model_spec.name, "Predict", "GRPC"):
+    with (
+      _aborting(context, self._predictor.models),
+      recorded(self._predictor.models, request.model_spec.name, "Predict", "GRPC"),
+    ):
       if not context.is_active():
         raise StatusError(grpc.StatusCode.CANCELLED, "the client had left before the request could be run.")
       return self._predictor.predict(request, deadline)
@@ -203,7 +222,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
   def GetModelMetadata(
       self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
   ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-    with _aborting(context):
+    with _aborting(context, self._predictor.models):
       return model_metadata(self._predictor.models, request)
 
   def Classify(self, request, context: grpc.ServicerContext) -> None:
@@ -223,13 +242,13 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
   def GetModelStatus(
       self, request: get_model_status_pb2.GetModelStatusRequest, context: grpc.ServicerContext
   ) -> get_model_status_pb2.GetModelStatusResponse:
-    with _aborting(context):
+    with _aborting(context, self._models):
       return model_status(self._models, request)
 
   def HandleReloadConfigRequest(
       self, request: model_management_pb2.ReloadConfigRequest, context: grpc.ServicerContext
   ) -> model_management_pb2.ReloadConfigResponse:
-    with _aborting(context):
+    with _aborting(context, self._models):
       try:
         self._models.reload(request.config)
       finally:
@@ -276,9 +295,13 @@ def _status_proto(error: StatusError | None) -> status_pb2.StatusProto:
 
 
 @contextlib.contextmanager
-def _aborting(context: grpc.ServicerContext) -> Iterator[None]:
-  """Ends the call with the status of a StatusError."""
+def _aborting(context: grpc.ServicerContext, models: Models) -> Iterator[None]:
+  """Ends the call with the status of a StatusError; NOT_FOUND comes with the names of the models that are there."""
   try:
     yield
   except StatusError as error:
+    if error.code == grpc.StatusCode.NOT_FOUND:
+      context.set_trailing_metadata(
+        ((MODELS_METADATA, ", ".join(models.names()).encode()[:_MAX_MESSAGE_BYTES]),)
+      )
     context.abort(error.code, error.message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore"))

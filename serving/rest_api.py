@@ -41,6 +41,8 @@ _HTTP_STATUS = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429, grpc.StatusCode.FAILED_PRECONDITION: 400, grpc.StatusCode.ABORTED: 409,
     grpc.StatusCode.OUT_OF_RANGE: 400, grpc.StatusCode.UNIMPLEMENTED: 501, grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.UNAUTHENTICATED: 401}  # any other: 500
+_CORS_HEADERS = {"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Methods": "POST, GET",
+                 "Access-Control-Allow-Headers": "Content-Type"}
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 _BYTES_SUFFIX = "_bytes"  # outputs so named are base64
 _SHOWN_CHARS = 500  # of a JSON value in an error
@@ -54,7 +56,16 @@ Infos = Mapping[str, meta_graph_pb2.TensorInfo]
 class RestApi:
   """The HTTP server's handler; requests run in threads of its own."""
 
-  def __init__(self, predictor: Predictor, *, timeout_secs: float, num_threads: int, max_waiting: int, metrics_path: str | None):
+  def __init__(
+    self,
+    predictor: Predictor,
+    *,
+    timeout_secs: float,
+    num_threads: int,
+    max_waiting: int,
+    metrics_path: str | None,
+    cors: bool = False,
+  ):
     """Makes it; see `application`.
 
     Args:
@@ -63,12 +74,14 @@ class RestApi:
       num_threads: requests in work at a time.
       max_waiting: requests that may wait for a thread; beyond, they are refused.
       metrics_path: where metrics are shown; None: nowhere.
+      cors: whether a browser may use the answers in pages of other origins.
     """
     self._predictor = predictor
     self._timeout_secs = timeout_secs or math.inf
     self._threads = futures.ThreadPoolExecutor(num_threads, thread_name_prefix="rest")
     self._places = threading.Semaphore(num_threads + max_waiting)
     self._metrics_path = metrics_path
+    self._headers = _CORS_HEADERS if cors else {}
 
   def application(self, *, max_request_bytes: int) -> web.Application:
     application = web.Application(client_max_size=max_request_bytes)
@@ -81,6 +94,11 @@ class RestApi:
       return web.Response(body=metrics_page(), headers={"Content-Type": "text/plain"})
     if not re.match("(?i)/v1/", path):
       return web.Response(status=404, text=f"{path} was not found here; see /v1/models/NAME.\n")
+    if request.method == "OPTIONS":  # a browser's question, before it sends the request itself
+      return web.Response(
+        status=200 if re.match("https?://", request.headers.get("Origin", "")) else 400,
+        headers=self._headers,
+      )
     status = 200
     try:
       text = await self._answer(request.method, path, await request.read())
@@ -89,7 +107,11 @@ class RestApi:
     except StatusError as error:
       status, text = _HTTP_STATUS.get(error.code, 500), _error_text(error.message)
     # Strings that are not UTF-8 go out as the bytes they are.
-    return web.Response(status=status, body=text.encode(errors="surrogateescape"), content_type="application/json")
+    return web.Response(
+      status=status,
+      body=text.encode(errors="surrogateescape"),
+      headers={"Content-Type": "application/json", **self._headers},
+    )
 
   async def _answer(self, method: str, path: str, body: bytes) -> str:
     pattern = {"POST": _POST, "GET": _GET}.get(method)
@@ -132,6 +154,9 @@ class RestApi:
       return write_rows(outputs) if by_row else write_columns(outputs)
 
   def _status(self, spec: model_pb2.ModelSpec) -> str:
+    self._predictor.models.check_started(
+      spec.name
+    )  # probes take 200 for ready: TensorFlow Serving listens only then
     response = model_status(self._predictor.models, get_model_status_pb2.GetModelStatusRequest(model_spec=spec))
     return json.dumps(_dict(response), indent=1)
 

@@ -1,13 +1,15 @@
 """Which versions of which models are served: base paths watched, versions loaded, warmed up, labelled, swapped and unloaded.
 
 As in TensorFlow Serving, M/<integer>/ is a version. A new one is loaded and warmed up beside the old one, takes over at once, and
-the old one goes when its last request has been answered. A broken version never replaces a good one; it is tried again when its
-files have changed. States, codes and messages are TensorFlow Serving's.
+the old one goes when its last request has been answered. A broken version never replaces a good one; it is tried again some
+times, and whenever its files have changed. States, codes and messages are TensorFlow Serving's, with one difference: this server
+listens while it loads its first versions, and until then it answers UNAVAILABLE and says what it waits for.
 """
 
 import contextlib
 import dataclasses
 import gc
+import math
 import re
 import threading
 import time
@@ -33,7 +35,6 @@ gfile = tf.io.gfile
 
 DEFAULT_SIGNATURE = "serving_default"
 _SAVED_MODEL = "saved_model.pb"
-_TAG = "serve"
 LATENCY_BUCKETS = tuple(10 * 1.8**i for i in range(33))  # microseconds, as in TensorFlow Serving
 _RUNTIME_LATENCY = prometheus_client.Histogram(
     ":tensorflow:serving:runtime_latency", "Wall time (in microseconds) in TensorFlow.", ["model_name", "API", "runtime"],
@@ -138,18 +139,37 @@ class Servable:
     retired: no new request gets it.
   """
 
-  def __init__(self, name: str, version: int, path: str):
+  def __init__(self, name: str, version: int, path: str, *, tags: Sequence[str] = ("serve",)):
     self.name, self.version, self.path = name, version, path
-    self._model = tf.saved_model.load(paths.literal(path), tags=_TAG)
+    self._model = tf.saved_model.load(paths.literal(path), tags=tags)
     saved_model = saved_model_pb2.SavedModel()
     with gfile.GFile(f"{path}/{_SAVED_MODEL}", "rb") as file:
       saved_model.ParseFromString(file.read())
-    graph, = (graph for graph in saved_model.meta_graphs if list(graph.meta_info_def.tags) == [_TAG])
+    (graph,) = (
+      graph for graph in saved_model.meta_graphs if set(graph.meta_info_def.tags) == set(tags)
+    )
     self.signature_defs = dict(graph.signature_def)
-    self.signatures = {key: Signature(key, self.signature_defs[key], function, model_name=name)
-                       for key, function in self._model.signatures.items()}
+    bodies = {}  # a second name of a function runs the first one's: TensorFlow would optimise it anew, which takes a second
+    self.signatures = {
+      key: Signature(
+        key, self.signature_defs[key], bodies.setdefault(_body(function), function), model_name=name
+      )
+      for key, function in self._model.signatures.items()
+    }
     self.num_requests = 0
     self.retired = False
+
+
+def _body(function) -> tuple:
+  """What a signature's function computes, and from which variables."""
+  definition = function.function_def
+  nodes = tuple(node.SerializeToString(deterministic=True) for node in definition.node_def)
+  return (
+    nodes,
+    str(function.structured_input_signature),
+    str(sorted(definition.ret.items())),
+    tuple(map(id, function.captured_inputs)),
+  )
 
 
 # ============================================================================================================= versions
@@ -157,26 +177,58 @@ class Servable:
 
 @dataclasses.dataclass
 class _Broken:
-  """A version that did not load: its files then, and at the last look."""
+  """A version that did not load: its files then, and at the last look; how often it was tried, and when it is tried again."""
 
   failed: tuple
   seen: tuple
+  num_tries: int
+  retry_at: float  # of time.monotonic()
+
+
+@dataclasses.dataclass(frozen=True)
+class Loading:
+  """How versions are loaded.
+
+  Attributes:
+    tags: of the graph in a SavedModel to load.
+    max_retries: how often a version that did not load is tried again while its files stay as they are.
+    retry_secs: time before each of these.
+  """
+
+  tags: Sequence[str] = ("serve",)
+  max_retries: int = 5
+  retry_secs: float = 60.0
 
 
 class Models:
   """The models of a ModelServerConfig and their loaded versions; any thread may ask."""
 
-  def __init__(self, *, warm_up: Callable[[Servable], None] | None = None, labels_for_unavailable: bool = False):
-    """Makes it empty; see `start`.
+  def __init__(
+    self,
+    config: model_server_config_pb2.ModelServerConfig,
+    *,
+    warm_up: Callable[[Servable], None] | None = None,
+    loading: Loading = Loading(),
+    labels_for_unavailable: bool = False,
+    force_labels: bool = False,
+  ):
+    """Checks the config and loads nothing yet; see `start`.
 
     Args:
+      config: the models.
       warm_up: runs a version's warm-up requests; what it raises marks the version as broken.
+      loading: how versions are loaded.
       labels_for_unavailable: accept a label that is not in use yet for a version that is not available.
+      force_labels: accept every label for a version that is not available.
+
+    Raises:
+      StatusError: the config is wrong.
     """
     self._warm_up = warm_up
-    self._labels_for_unavailable = labels_for_unavailable
+    self._how = loading
+    self._labels_for_unavailable, self._force_labels = labels_for_unavailable, force_labels
     self._lock = threading.Lock()  # guards all below, for an instant
-    self._configs: dict[str, model_server_config_pb2.ModelConfig] = {}
+    self._configs = _checked(config)
     self._labels: dict[str, dict[str, int]] = {}
     self._available: dict[str, dict[int, Servable]] = {}
     self._states: dict[str, dict[int, tuple[int, StatusError | None]]] = {}
@@ -194,9 +246,11 @@ class Models:
     """The loaded version that `spec` names; it is not unloaded meanwhile.
 
     Raises:
-      StatusError: INVALID_ARGUMENT without a name or with an unknown label; NOT_FOUND where there is no such version.
+      StatusError: INVALID_ARGUMENT without a name or with an unknown label; NOT_FOUND if there is no such version; UNAVAILABLE
+        if the model's first version is still awaited.
     """
     with self._lock:
+      self._check_started(spec.name)
       version = self._version(spec)
       available = self._available.get(spec.name, {})
       servable = available.get(max(available, default=None) if version is None else version)
@@ -231,6 +285,30 @@ class Models:
   def is_configured(self, name: str) -> bool:
     return name in self._configs
 
+  def names(self) -> list[str]:
+    """The models of the config."""
+    return sorted(self._configs)
+
+  def check_started(self, name: str) -> None:
+    """Raises StatusError, UNAVAILABLE, as long as no version of a configured model has been loaded or has failed to."""
+    with self._lock:
+      self._check_started(name)
+
+  def _check_started(self, name: str) -> None:
+    states = self._states.get(name, {})
+    if (
+      name not in self._configs
+      or self._available.get(name)
+      or any(state == State.END for state, _ in states.values())
+    ):
+      return
+    loading = (
+      f"version {', '.join(map(str, sorted(states)))} of model {name!r} is being loaded."
+      if states
+      else (f"model {name!r} is not loaded yet.")
+    )
+    raise StatusError(grpc.StatusCode.UNAVAILABLE, self._complaints.get(name, loading))
+
   def all_available(self) -> bool:
     """Whether every configured model has a version that answers."""
     with self._lock:
@@ -249,18 +327,16 @@ class Models:
 
   # ------------------------------------------------------------------------------------------------------------ config
 
-  def start(self, config: model_server_config_pb2.ModelServerConfig, *, poll_secs: float) -> None:
+  def start(self, *, poll_secs: float) -> None:
     """Loads what there is, then watches the base paths from a thread; with `poll_secs` 0 it looks only this once.
 
     Raises:
-      StatusError: the config is wrong, or a label stands for a version that is not available.
+      StatusError: a label stands for a version that is not available.
     """
-    configs = _checked(config)
     with self._loading:
-      self._configs = configs
       self._look()
       # TensorFlow Serving checks before it loads, so that there labels in a first config always need its flag.
-      self._labels = self._checked_labels(configs)
+      self._labels = self._checked_labels(self._configs)
     if poll_secs:
       self._watcher = threading.Thread(target=self._watch, args=(poll_secs,), name="versions", daemon=True)
       self._watcher.start()
@@ -296,7 +372,8 @@ class Models:
     for name, config in configs.items():
       for label, version in config.version_labels.items():
         moved = self._labels.get(name, {}).get(label, version) != version
-        if version not in self._available.get(name, {}) and (moved or not self._labels_for_unavailable):
+        allowed = self._force_labels or self._labels_for_unavailable and not moved
+        if version not in self._available.get(name, {}) and not allowed:
           raise StatusError(
               grpc.StatusCode.FAILED_PRECONDITION,
               f"Request to assign label to version {version} of model {name}, which is not currently available for inference")
@@ -363,22 +440,27 @@ class Models:
       return False
     files, before = _files(path), broken.seen
     broken.seen = files
-    return files == broken.failed or files != before
+    return files != before or files == broken.failed and time.monotonic() < broken.retry_at
 
   def _load(self, name: str, version: int, path: str) -> bool:
     self._set_state(name, version, State.LOADING)
     started, files = time.perf_counter(), ()
     try:
       files = _files(path)
-      servable = Servable(name, version, path)
+      servable = Servable(name, version, path, tags=self._how.tags)
       if self._warm_up:
         self._warm_up(servable)
       if _files(path) != files:
         raise StatusError(grpc.StatusCode.ABORTED, f"{path} changed while it was being loaded; write it aside, then rename it.")
     except Exception as error:  # whatever a SavedModel can do must not end the server
       status = status_of(error)
-      logging.error("model %s version %d did not load: %s", name, version, status)
-      self._broken[path] = _Broken(failed=files, seen=files)
+      logging.error(
+        "model %s version %d did not load: %s; %s",
+        name,
+        version,
+        status,
+        self._note_broken(path, files),
+      )
       if version in self._available[name]:  # the same number from an earlier base path, which stays
         self._set_state(name, version, State.AVAILABLE)
       else:
@@ -393,6 +475,18 @@ class Models:
         replaced.retired = True
     logging.info("model %s version %d is available after %.1f s", name, version, time.perf_counter() - started)
     return True
+
+  def _note_broken(self, path: str, files: tuple) -> str:
+    """Remembers a version that did not load; says when it is tried again."""
+    before = self._broken.get(path)
+    num_tries = before.num_tries + 1 if before and before.failed == files else 1
+    again = num_tries <= self._how.max_retries
+    self._broken[path] = _Broken(
+      files, files, num_tries, time.monotonic() + self._how.retry_secs if again else math.inf
+    )
+    if again:
+      return f"it is tried again in {self._how.retry_secs:g} s, retry {num_tries} of {self._how.max_retries}, or if its files change."
+    return "it is tried again if its files change."
 
   def _retire(self, name: str, *, keep: Sequence[int]) -> None:
     """Gives no more requests to versions that are not to be kept; each is unloaded when the last it has is answered."""

@@ -7,6 +7,7 @@ import pty
 import resource
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    get_model_status_pb2, model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc)
 
 from realm_tf import evaluate
 from realm_tf.questions import Question
 from serving import client, predict_protocol, signatures
-from tests.processes import REPOSITORY
+from tests.processes import REPOSITORY, free_ports
 
 TITLES = ["Zoë", "Čapek"]
 TEXTS = ["Zoë Müller wrote »Übermut« in Zürich, long ago.", "Karel Čapek wrote R.U.R. in Prague."]
@@ -90,13 +92,17 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
   """Model "realm", versions 1 and 2 (stable), with TensorFlow Serving's own words for what is wrong."""
 
   def __init__(self):
-    self.requests, self.unavailable, self.sleep_secs = [], 0, 0.0
+    self.requests, self.unavailable, self.not_found, self.sleep_secs = [], 0, 0, 0.0
+    self.models = ModelService()
 
   def Predict(self, request, context):
     self.requests.append(request)
     if self.unavailable:
       self.unavailable -= 1
       context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+    if self.not_found:
+      self.not_found -= 1
+      context.abort(grpc.StatusCode.NOT_FOUND, "Servable not found for request: Latest(realm)")
     time.sleep(self.sleep_secs)
     spec = request.model_spec
     if spec.name != "realm" or spec.version.value not in (0, 1, 2):
@@ -110,11 +116,36 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     return predict_pb2.PredictResponse(outputs={name: tf.make_tensor_proto(values) for name, values in outputs.items()})
 
 
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+  """The states of model "realm" at one look after the other, (state, error); then no more is known."""
+
+  def __init__(self):
+    self.looks = []
+
+  def GetModelStatus(self, request, context):
+    if request.model_spec.name != "realm":
+      context.set_trailing_metadata((("models-bin", "realm, größe".encode()),))
+    if request.model_spec.name != "realm" or not self.looks:
+      context.abort(grpc.StatusCode.NOT_FOUND, "Could not find any versions of model")
+    response = get_model_status_pb2.GetModelStatusResponse()
+    name, error = self.looks.pop(0)
+    state = get_model_status_pb2.ModelVersionStatus.State.Value(name)
+    response.model_version_status.add(
+      version=1, state=state, status={"error_code": 13 if error else 0, "error_message": error}
+    )
+    return response
+
+
 @pytest.fixture(scope="module")
 def grpc_server():
   service = PredictionService()
   server = grpc.server(concurrent.futures.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 1 << 20)])
   prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
+  models = types.SimpleNamespace(
+    GetModelStatus=lambda *args: service.models.GetModelStatus(*args),
+    HandleReloadConfigRequest=None,
+  )
+  model_service_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
   address = f"localhost:{server.add_insecure_port('localhost:0')}"
   server.start()
   yield service, address
@@ -292,16 +323,94 @@ def test_prompt(service):
   assert run(f"--server={address}", "--json", stdin="who?").stdout.count("\n") == 1  # the end of the input ends it too
 
 
-def test_waits_for_a_server_that_starts(service):
+def test_waits_for_a_server_that_is_not_ready(service, capsys):
+  """It says once what it waits for, whatever the server's words for that are."""
   service, address = service
-  service.unavailable = 2
-  assert run(f"--server={address}", "--question=q", "--label=stable").returncode == 0
-  print(f"{len(service.requests)} calls")
-  assert [request.model_spec.version_label for request in service.requests] == ["stable"] * 3
+  asking = client.Client(address, label="stable")
+  for unavailable, not_found, looks, wanted in (
+    (2, 0, [], ["model 'realm', label 'stable' is not ready."]),
+    (
+      0,
+      2,
+      [("LOADING", ""), ("LOADING", "")],
+      ["model 'realm', label 'stable' is still being loaded."],
+    ),  # TensorFlow Serving's
+    (
+      1,
+      1,
+      [("START", ""), ("LOADING", "")],
+      ["model 'realm', label 'stable' is still being loaded."],
+    ),
+  ):
+    service.unavailable, service.not_found, service.models.looks, service.requests = (
+      unavailable,
+      not_found,
+      looks,
+      [],
+    )
+    assert asking.answer(["q"])[0].answers[0].text == "Zoë Müller"
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"{address}: {words} Waiting, for 60 s at most .." for words in wanted], said
+    assert {request.model_spec.version_label for request in service.requests} == {"stable"}
+
+
+def test_waits_for_a_server_that_does_not_listen_yet(capsys):
+  port = free_ports(1)[0]
+  server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+  prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(), server)
+
+  def listen():
+    server.add_insecure_port(f"localhost:{port}")
+    server.start()
+
+  timer = threading.Timer(2, listen)
+  timer.start()
+  started = time.monotonic()
+  try:
+    assert client.Client(f"localhost:{port}").answer(["q"])[0].answers[0].text == "Zoë Müller"
+    secs = time.monotonic() - started
+  finally:
+    timer.join()
+    server.stop(None)
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(
+    f"localhost:{port}: nothing answers there. Is the server running"
+  ) and line.endswith("Waiting, for 60 s at most ..")
+  assert 2 <= secs < 10, (
+    f"answered {secs:.1f} s after the call, 2 s after which the server listened"
+  )
+
+
+def test_waits_no_longer_than_its_timeout_and_not_for_what_will_not_pass(service, capsys):
+  service, address = service
+  service.unavailable, service.models.looks = 99, [("LOADING", "")] * 99
+  started = time.monotonic()
+  with pytest.raises(
+    client.ClientError,
+    match="still being loaded. It was waited for, 1.2 s; for longer, give --timeout_secs.\n  UNAV",
+  ):
+    client.Client(address, timeout_secs=1.2).answer(["q"])
+  assert 0.5 < time.monotonic() - started < 3
+  service.__init__()
+  service.not_found, service.models.looks = 99, [("END", "variables/ is missing")]
+  for name, words in (
+    ("realm", "model 'realm' could not be loaded there; version 1: variables/ is missing."),
+    ("other", "it has no model 'other'. Models there: realm, größe. Give another --model_name."),
+  ):
+    started = time.monotonic()
+    with pytest.raises(client.ClientError) as error:
+      client.Client(address, model_name=name).answer(["q"])
+    assert words in str(error.value) and time.monotonic() - started < 3, (words, str(error.value))
+  assert not [
+    line
+    for line in capsys.readouterr().err.splitlines()
+    if "loaded there" in line or "it has no" in line
+  ]
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--server=localhost:1", "--question=q"], ["localhost:1: nothing answers there"]),
+    (["--server=localhost:1", "--question=q", "--timeout_secs=0.6"],
+     ["localhost:1: nothing answers there", "It was waited for, 0.6 s"]),
     (["--model_name=other", "--question=q"], ["it has no model 'other'", "Servable not found for request: Latest(other)"]),
     (["--version=9", "--question=q"], ["it has no model 'realm', version 9"]),
     (["--label=canary", "--question=q"],

@@ -18,7 +18,7 @@ import yaml
 from apache_beam.options import pipeline_options
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving import model_server, signatures
+from serving import model_server, server_flags, signatures
 from tests import imports_test
 from tests.processes import free_ports
 
@@ -31,6 +31,10 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 
 def flags_of(program: str) -> set[str]:
   """Names of the flags that a program defines."""
+  if program == "serving/model_server.py":
+    values = server_flags.flags.FlagValues()
+    server_flags.define(values)
+    return set(values)
   tree = ast.parse((REPOSITORY / program).read_text())
   return {node.args[0].value for node in ast.walk(tree)
           if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("DEFINE_")}

@@ -4,6 +4,7 @@ import base64
 import concurrent.futures
 import contextlib
 import dataclasses
+import datetime
 import http.client
 import json
 import os
@@ -29,7 +30,9 @@ from tensorflow_serving.apis import (
     model_service_pb2_grpc, predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc, regression_pb2)
 
 from realm_tf import artifacts
-from serving import batching, model_server
+from serving import batching, model_server, server_flags
+from serving import client as serving_client
+from tests import client_test
 from tests.processes import free_ports
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -154,13 +157,19 @@ class Server:
 
   def http(self, method: str, path: str, body=None) -> tuple[int, bytes]:
     """Status and body of one request."""
+    status, text, _ = self.http_with_headers(method, path, body)
+    return status, text
+
+  def http_with_headers(
+    self, method: str, path: str, body=None, **headers: str
+  ) -> tuple[int, bytes, dict[str, str]]:
     connection = http.client.HTTPConnection("127.0.0.1", self.rest_port, timeout=60)
     body = json.dumps(body) if isinstance(body, (dict, list)) else body
-    connection.request(method, path, body)
+    connection.request(method, path, body, headers)
     response = connection.getresponse()
     text = response.read()
     connection.close()
-    return response.status, text
+    return response.status, text, dict(response.getheaders())
 
   def post(self, body, path: str = "/v1/models/toy:predict") -> tuple[int, dict]:
     status, text = self.http("POST", path, body)
@@ -203,45 +212,385 @@ class Servers:
   plain: Server
   batching: Server
   no_port: Server
+  slow: Server  # its model takes ten minutes to warm up
   taken: socket.socket
+  early: dict[str, object]  # what `plain` answered before there was any model
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory):
-  """Three processes, started together before there is any model: TensorFlow's import is what takes the time."""
+  """Four processes, started together before there is any model: TensorFlow's import is what takes the time."""
   root = tmp_path_factory.mktemp("servers")
   (root / "models.config").write_text(CONFIG.format(root=root))
   (root / "batching.config").write_text(BATCHING.format(max=8, allowed="allowed_batch_sizes: 4 allowed_batch_sizes: 8"))
   taken = socket.create_server(("127.0.0.1", 0))
   poll = "--file_system_poll_wait_seconds=0.2"
   servers = Servers(
-      root,
-      plain=start(root / "plain.log", f"--model_config_file={root}/models.config", poll, "--grpc_max_threads=4",
-                  "--rest_api_timeout_in_ms=4000", "--max_waiting_requests=12", "--model_config_file_poll_wait_seconds=0.2",
-                  "--allow_version_labels_for_unavailable_models"),
-      batching=start(root / "batching.log", "--model_name=swap", f"--model_base_path={root}/swap", poll, "--enable_batching",
-                     f"--batching_parameters_file={root}/batching.config"),
-      no_port=start(root / "no_port.log", f"--model_base_path={root}/toy", ports=(taken.getsockname()[1], free_ports(1)[0])),
-      taken=taken)
+    root,
+    plain=start(
+      root / "plain.log",
+      f"--model_config_file={root}/models.config",
+      poll,
+      "--grpc_max_threads=4",
+      "--rest_api_timeout_in_ms=4000",
+      "--max_waiting_requests=12",
+      "--model_config_file_poll_wait_seconds=0.2",
+      "--allow_version_labels_for_unavailable_models=true",
+      f"--port_file={root}/port",
+    ),
+    batching=start(
+      root / "batching.log",
+      "--model_name=swap",
+      f"--model_base_path={root}/swap",
+      poll,
+      "--enable_batching",
+      f"--batching_parameters_file={root}/batching.config",
+      "--enable_cors_support=true",
+      f"--grpc_socket_path={root}/socket",
+      "--rest_api_num_threads=8",
+      "--tensorflow_intra_op_parallelism=2",
+      "--num_load_threads=2",
+      "--flush_filesystem_caches=false",
+      "--per_process_gpu_memory_fraction=0.5",
+    ),
+    no_port=start(
+      root / "no_port.log",
+      f"--model_base_path={root}/toy",
+      ports=(taken.getsockname()[1], free_ports(1)[0]),
+    ),
+    slow=start(root / "slow.log", "--model_name=slow", f"--model_base_path={root}/slow", poll),
+    taken=taken,
+    early={},
+  )
   try:
     warm_up = [request_of({"x": np.zeros(4, np.float32)}, signature="count")] * 3
     for version in (1, 2, 3):
       save(Toy(version), str(root / f"version-{version}"), warm_up=warm_up)
+    save(Toy(1), str(root / "slow/1"), warm_up=[request_of({"secs": [600.0]}, signature="slow")])
+    servers.early.update(early_answers(servers.plain))
     for model, versions in {"two": [1, 2, 3], "toy": [1], "swap": [1]}.items():
       for version in versions:
         publish(str(root / f"version-{version}"), str(root / model / str(version)))
     servers.plain.wait(), servers.batching.wait()
     yield servers
   finally:
-    for server in (servers.plain, servers.batching, servers.no_port):
+    for server in (servers.plain, servers.batching, servers.no_port, servers.slow):
       server.process.kill()
       server.process.wait()
     taken.close()
 
 
+def early_answers(server: Server) -> dict[str, object]:
+  """Waits until the server listens, and asks it."""
+  grpc.channel_ready_future(server.channel).result(START_SECS)
+  answers = {"health": server.health.Check(health_pb2.HealthCheckRequest()).status}
+  for name, ask in {
+    "predict": lambda: server.predict({"text": ["a"]}),
+    "label": lambda: server.predict({}, name="two", label="stable"),
+    "unknown": lambda: server.predict({}, name="nope"),
+    "status": lambda: server.status("toy"),
+  }.items():
+    with pytest.raises(grpc.RpcError) as error:
+      ask()
+    answers[name] = error.value
+  for path in ("", "/metadata", ":predict"):
+    answers[path] = server.http(
+      "POST" if path == ":predict" else "GET", f"/v1/models/toy{path}", {"instances": ["a"]}
+    )
+  return answers
+
+
 @pytest.fixture(scope="module")
 def plain(servers) -> Server:
   return servers.plain
+
+
+# =============================================================================================================== start
+
+
+def test_a_server_listens_before_it_has_a_model_and_says_what_it_waits_for(servers):
+  early, waits = (
+    servers.early,
+    f"base path '{servers.root}/toy' of model 'toy' is not a folder; waiting for it.",
+  )
+  assert early["health"] == health_pb2.HealthCheckResponse.NOT_SERVING
+  for name, code, message in (
+    ("predict", C.UNAVAILABLE, waits),
+    ("label", C.UNAVAILABLE, "of model 'two' is not a folder"),
+    ("unknown", C.NOT_FOUND, "Servable not found for request: Latest(nope)"),
+    ("status", C.NOT_FOUND, "Could not find any versions of model toy"),
+  ):
+    assert (early[name].code(), message in early[name].details()) == (code, True), (
+      name,
+      early[name],
+    )
+  assert dict(early["unknown"].trailing_metadata())["models-bin"] == b"all, toy, two"
+  for path in ("", "/metadata", ":predict"):
+    status, body = early[path]
+    assert (status, json.loads(body)) == (503, {"error": waits}), (
+      f"REST {path or 'status'}: got {status} {body}"
+    )
+  assert (servers.root / "port").read_text() == f"{servers.plain.port}\n"
+
+
+def test_while_a_model_is_loaded_the_server_says_so_and_can_be_stopped(servers):
+  server = servers.slow
+  grpc.channel_ready_future(server.channel).result(START_SECS)
+  end, loading = time.monotonic() + 60, {"error": "version 1 of model 'slow' is being loaded."}
+  while (got := server.http("GET", "/v1/models/slow")[1]) and json.loads(got) != loading:
+    assert time.monotonic() < end, f"got {got}, wanted {loading}"
+    time.sleep(0.05)
+  assert server.states("slow")[1] in (State.START, State.LOADING)
+  assert (
+    server.health.Check(health_pb2.HealthCheckRequest()).status
+    == health_pb2.HealthCheckResponse.NOT_SERVING
+  )
+  with pytest.raises(grpc.RpcError) as error:
+    server.predict({"text": ["a"]}, name="slow")
+  assert (error.value.code(), error.value.details()) == (C.UNAVAILABLE, loading["error"])
+  server.process.send_signal(signal.SIGTERM)
+  assert server.process.wait(60) == 0, "SIGTERM does not wait for a model that nobody will use"
+
+
+PAIR_MODEL = "realm"
+
+
+class Answerer(tf.Module):
+  """Signature `answer` with constant outputs."""
+
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "question")])
+  def answer(self, question):
+    rows = tf.shape(question)[0]
+    return {
+      name: tf.repeat(tf.constant(values), rows, axis=0)
+      for name, values in client_test.answer_outputs(["q"]).items()
+    }
+
+
+def test_the_server_and_the_client_may_be_started_together(tmp_path):
+  """README's lines pasted in one go: no port, then no model, then answers; what will not pass ends at once."""
+  port, base = free_ports(1)[0], tmp_path / "models"
+  server = start(
+    tmp_path / "log",
+    f"--model_name={PAIR_MODEL}",
+    f"--model_base_path={base}",
+    "--file_system_poll_wait_seconds=0.2",
+    ports=(port, free_ports(1)[0]),
+  )
+  asking = subprocess.Popen(
+    [
+      sys.executable,
+      "-m",
+      "serving.client",
+      f"--server=localhost:{port}",
+      "--question=who wrote Übermut",
+      "--timeout_secs=200",
+    ],
+    cwd=REPOSITORY,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    encoding="utf-8",
+    env={**os.environ, "COLUMNS": "100", "PYTHONUTF8": "1"},
+  )
+  try:
+    model = Answerer()
+    tf.saved_model.save(model, str(tmp_path / "1"), signatures={"answer": model.answer})
+    grpc.channel_ready_future(server.channel).result(START_SECS)
+    started = time.monotonic()
+    for name, timeout_secs, wanted in (
+      ("other", 60, ["it has no model 'other'", "Models there: realm."]),
+      (PAIR_MODEL, 1, ["model 'realm' is not ready", "was waited for, 1 s", "waiting for it."]),
+    ):
+      client = serving_client.Client(
+        f"localhost:{port}", model_name=name, timeout_secs=timeout_secs
+      )
+      with pytest.raises(serving_client.ClientError) as error:
+        client.answer(["q"])
+      assert all(words in str(error.value) for words in wanted), (
+        f"{name}: got {error.value}, wanted {wanted}"
+      )
+    assert time.monotonic() - started < 20, "a wrong model name ends at once"
+    base.mkdir()
+    os.rename(tmp_path / "1", base / "1")
+    out, err = asking.communicate(timeout=60)
+    assert (asking.returncode, out) == (0, client_test.ANSWERS_TEXT), err
+    lines = err.splitlines()
+    assert "nothing answers there" in lines[0] and "is not ready. Waiting" in lines[1], err
+    assert len(lines) == 2 or len(lines) == 3 and "is still being loaded. Waiting" in lines[2], err
+    server.wait()
+    with pytest.raises(
+      serving_client.ClientError,
+      match=r"no model 'realm', version 9. Versions there: 1 \(available\)",
+    ):
+      serving_client.Client(f"localhost:{port}", version=9).answer(["q"])
+    with pytest.raises(
+      serving_client.ClientError, match="that is an HTTP port; gRPC is usually at 8500"
+    ):
+      serving_client.Client(f"localhost:{server.rest_port}").answer(["q"])
+  finally:
+    for process in (asking, server.process):
+      process.kill()
+      process.wait()
+
+
+# =============================================================================================================== flags
+
+# Every flag of tensorflow_model_server, model_servers/main.cc of its version 2.20, with a value as people write it.
+TENSORFLOW_SERVINGS = """
+port=8500 grpc_socket_path=/tmp/s rest_api_port=8501 rest_api_num_threads=8 rest_api_timeout_in_ms=30000
+rest_api_enable_cors_support=true enable_batching=true allow_version_labels_for_unavailable_models=true
+batching_parameters_file=b enable_per_model_batching_parameters=false model_config_file=m model_config_file_poll_wait_seconds=60
+model_name=realm model_base_path=/models/realm num_load_threads=4 num_unload_threads=4 max_num_load_retries=5
+load_retry_interval_micros=60000000 file_system_poll_wait_seconds=1 flush_filesystem_caches=true
+tensorflow_session_parallelism=0 tensorflow_session_config_file=s tensorflow_intra_op_parallelism=2
+tensorflow_inter_op_parallelism=2 use_alts_credentials=false ssl_config_file=ssl platform_config_file=p
+per_process_gpu_memory_fraction=0.5 saved_model_tags=serve,gpu grpc_channel_arguments=grpc.max_connection_age_ms=2000
+grpc_max_threads=40 enable_model_warmup=true num_request_iterations_for_warmup=2 version=false monitoring_config_file=m
+remove_unused_fields_from_bundle_metagraph=true prefer_tflite_model=false num_tflite_pools=1 num_tflite_interpreters_per_pool=1
+enable_signature_method_name_check=false xla_cpu_compilation_enabled=true xla_gpu_compilation_enabled=true enable_profiler=true
+thread_pool_factory_config_file=t mixed_precision=bfloat16 skip_initialize_tpu=false enable_grpc_healthcheck_service=true
+enable_serialization_as_tensor_content=true enable_cors_support=true
+""".split()
+
+
+def parsed(*words: str):
+  values = server_flags.flags.FlagValues()
+  server_flags.define(values)
+  values(["model_server", *words])
+  return values
+
+
+def test_every_flag_of_tensorflow_model_server_is_taken():
+  args = parsed(*(f"--{word}" for word in TENSORFLOW_SERVINGS), "-enable_profiler")
+  assert (
+    args.saved_model_tags,
+    args.rest_api_num_threads,
+    args.per_process_gpu_memory_fraction,
+  ) == ("serve,gpu", 8, 0.5)
+  assert args.rest_api_enable_cors_support and args.enable_profiler
+  ignored = server_flags.without_effect(args)
+  assert "num_load_threads" in ignored and not {
+    "saved_model_tags",
+    "ssl_config_file",
+    "max_num_load_retries",
+  } & set(ignored)
+  assert not server_flags.without_effect(parsed())
+  with pytest.raises(
+    server_flags.flags.UnrecognizedFlagError, match="Did you mean: rest_api_num_threads"
+  ):
+    parsed("--rest_api_num_thread=8")
+  with pytest.raises(artifacts.UserError, match="use_alts_credentials is not supported"):
+    model_server.check_flags(parsed("--use_alts_credentials"))
+  with pytest.raises(artifacts.UserError, match="both 8501; give them different ones"):
+    model_server.check_flags(parsed("--port=8501", "--rest_api_port=8501"))
+  with pytest.raises(artifacts.UserError, match="tensorflow_intra_op_parallelism"):
+    model_server.set_threads(
+      parsed("--tensorflow_session_parallelism=1", "--tensorflow_intra_op_parallelism=1")
+    )
+  assert model_server.channel_arguments("grpc.max_connection_age_ms=2000,grpc.name=a") == [
+      ("grpc.max_connection_age_ms", 2000), ("grpc.name", "a")]
+  with pytest.raises(artifacts.UserError, match="got 'grpc.x', wanted KEY=VALUE"):
+    model_server.channel_arguments("grpc.x")
+
+
+def test_what_has_no_effect_is_named_once(servers):
+  lines = [
+    line for line in servers.batching.log.read_text().splitlines() if "without effect" in line
+  ]
+  assert len(lines) == 1 and lines[0].endswith(
+    "without effect in this server: --flush_filesystem_caches, --num_load_threads, --per_process_gpu_memory_fraction"
+  ), lines
+
+
+def test_grpc_over_a_unix_socket(servers):
+  with grpc.insecure_channel(f"unix:{servers.root}/socket") as channel:
+    health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+  assert health.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def certificate(path: pathlib.Path) -> tuple[str, str]:
+  """Key and self-signed certificate of localhost, as PEM."""
+  x509 = pytest.importorskip("cryptography.x509")
+  from cryptography.hazmat.primitives import hashes, serialization
+  from cryptography.hazmat.primitives.asymmetric import ec
+  key = ec.generate_private_key(ec.SECP256R1())
+  name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+  now = datetime.datetime.now(datetime.UTC)
+  signed = (
+    x509.CertificateBuilder(
+      name,
+      name,
+      key.public_key(),
+      x509.random_serial_number(),
+      now - datetime.timedelta(days=1),
+      now + datetime.timedelta(days=1),
+    )
+    .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    .sign(key, hashes.SHA256())
+  )
+  private = key.private_bytes(
+    serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+  )
+  return private.decode(), signed.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_grpc_over_tls(tmp_path):
+  key, signed = certificate(tmp_path)
+  config = tmp_path / "ssl.config"
+  config.write_text(f"server_key: {json.dumps(key)} server_cert: {json.dumps(signed)}")
+  server = model_server.Server(
+    parsed(f"--ssl_config_file={config}", "--port=0", f"--model_base_path={tmp_path}/nothing")
+  )
+  server._grpc.start()
+  try:
+    credentials = grpc.ssl_channel_credentials(signed.encode())
+    with grpc.secure_channel(f"localhost:{server.port}", credentials) as secure, \
+         grpc.insecure_channel(f"localhost:{server.port}") as insecure:
+      ask = lambda channel: (
+        health_pb2_grpc.HealthStub(channel)
+        .Check(health_pb2.HealthCheckRequest(), timeout=10)
+        .status
+      )
+      assert ask(secure) == health_pb2.HealthCheckResponse.SERVING
+      with pytest.raises(grpc.RpcError):
+        ask(insecure)
+  finally:
+    server._grpc.stop(None)
+  config.write_text("server_key: 'k'")
+  with pytest.raises(artifacts.UserError, match="server_key and server_cert are wanted"):
+    model_server.server_credentials(str(config))
+  config.write_text("server_key: 'k' server_cert: 'c' client_verify: true")
+  with pytest.raises(artifacts.UserError, match="client_verify needs custom_ca"):
+    model_server.server_credentials(str(config))
+
+
+def test_cors(servers):
+  """As TensorFlow Serving: a preflight is answered 200 with the headers, and without any if CORS is off; 400 without an origin."""
+  names = (
+    "Access-Control-Allow-Origin",
+    "Access-Control-Allow-Methods",
+    "Access-Control-Allow-Headers",
+  )
+  for server, model, values in (
+    (servers.batching, "swap", ("*", "POST, GET", "Content-Type")),
+    (servers.plain, "toy", (None,) * 3),
+  ):
+    path = f"/v1/models/{model}"
+    for method, headers, wanted in (
+      ("OPTIONS", {"Origin": "https://page.example"}, 200),
+      ("OPTIONS", {}, 400),
+      ("GET", {}, 200),
+    ):
+      status, body, got = server.http_with_headers(method, path, **headers)
+      assert status == wanted and tuple(map(got.get, names)) == values, (
+        model,
+        method,
+        headers,
+        status,
+        got,
+      )
+      assert bool(body) == (method == "GET"), (model, method, body)
 
 
 # ================================================================================================================= gRPC

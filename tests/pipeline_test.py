@@ -159,3 +159,49 @@ def test_mistakes_are_one_line(tmp_path):
   done = run_pipeline(str(tmp_path / "run"), {}, config="own_corpus")
   assert done.returncode == 1 and done.stderr.startswith("ConfigError: no corpus; give your articles") and len(
       done.stderr.splitlines()) == 1
+
+
+FAKE_SERVER = """
+import sys, time
+path = next(word for word in sys.argv if word.startswith("--port_file=")).split("=", 1)[1]
+time.sleep(0.3)
+open(path + ".aside", "w").write("4711\\n")
+import os
+os.rename(path + ".aside", path)
+time.sleep({secs})
+sys.exit("out of memory")
+"""
+FAKE_CLIENT = """
+import sys, time
+time.sleep({secs})
+open({output!r}, "w").write(sys.argv[1])
+"""
+
+
+def test_a_stage_gets_the_port_of_its_server_and_ends_with_it(tmp_path, monkeypatch):
+  """The server chooses its port; if it ends, the stage does not wait for its client to notice."""
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+  output = str(tmp_path / "output")
+  stage = stages.Stage(
+    "serve",
+    ("fake_client", f"--server=localhost:{stages.PORT}"),
+    inputs=(),
+    outputs=(output,),
+    folder=output,
+    server=("fake_server", "--port=0"),
+  )
+  (tmp_path / "fake_server.py").write_text(FAKE_SERVER.format(secs=600))
+  (tmp_path / "fake_client.py").write_text(FAKE_CLIENT.format(secs=0, output=output))
+  pipeline.Runner(str(tmp_path / "run"), {}).run(stage, "serve")
+  with open(output, encoding="utf-8") as file:
+    assert file.read() == "--server=localhost:4711"
+  os.remove(output)
+  (tmp_path / "fake_server.py").write_text(FAKE_SERVER.format(secs=1))
+  (tmp_path / "fake_client.py").write_text(FAKE_CLIENT.format(secs=600, output=output))
+  started = time.monotonic()
+  with pytest.raises(
+    pipeline.PipelineError,
+    match="server beside this stage ended with code 1; its last words:\nout of memory",
+  ):
+    pipeline.Runner(str(tmp_path / "run"), {}).run(stage, "serve")
+  assert time.monotonic() - started < 60 and not os.path.exists(output)

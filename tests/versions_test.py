@@ -9,10 +9,11 @@ import grpc
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.versions import Models, StatusError
+from serving.versions import Loading, Models, Servable, StatusError
 
 State = get_model_status_pb2.ModelVersionStatus.State
 AVAILABLE, END, UNLOADING = State.AVAILABLE, State.END, State.UNLOADING
@@ -59,9 +60,9 @@ def stop_models():
 
 
 def started(base, policy: str = "", labels: str = "", **kwargs) -> Models:
-  models = Models(**kwargs)
+  models = Models(config_of(f'name: "m" base_path: "{base.path}" {policy} {labels}'), **kwargs)
   _STARTED.append(models)
-  models.start(config_of(f'name: "m" base_path: "{base.path}" {policy} {labels}'), poll_secs=0.02)
+  models.start(poll_secs=0.02)
   return models
 
 
@@ -154,7 +155,9 @@ def test_a_base_path_may_come_later(base, caplog):
   with caplog.at_level(python_logging.WARNING):
     models = started(base)
     assert not models.all_available()
-    with pytest.raises(StatusError, match=r"NOT_FOUND: Servable not found for request: Latest\(m\)"):
+    with pytest.raises(
+      StatusError, match="UNAVAILABLE: base path '.*' of model 'm' is not a folder; waiting for it."
+    ):
       latest(models)
     time.sleep(0.1)
   lines = [record.message for record in caplog.records if str(base.path) in record.message]
@@ -240,6 +243,75 @@ def test_a_failing_warm_up_marks_a_version_as_broken(base):
   assert models.statuses(model_pb2.ModelSpec(name="m"))[2][1].message == "no such input"
 
 
+def test_a_broken_version_is_tried_again_some_times(base):
+  attempts = []
+
+  def warm_up(servable):
+    attempts.append(servable.version)
+    if servable.version == 2 or len(attempts) < 3:
+      raise StatusError(grpc.StatusCode.INTERNAL, "not now")
+
+  base(1)
+  models = started(base, warm_up=warm_up, loading=Loading(max_retries=2, retry_secs=0.05))
+  wait_for(models, {1: AVAILABLE})
+  assert attempts == [1, 1, 1], "a load that fails for a while succeeds at the second retry"
+  base(2)
+  end = time.monotonic() + 30
+  while attempts.count(2) < 3 and time.monotonic() < end:
+    time.sleep(0.01)
+  time.sleep(0.2)
+  assert attempts.count(2) == 3, "one attempt and two retries"
+  assert states(models) == {1: AVAILABLE, 2: END}
+
+
+def test_a_model_that_is_being_loaded_is_unavailable_and_says_so(base):
+  seen = []
+
+  def warm_up(servable):
+    for ask in (lambda: latest(models), lambda: models.check_started("m")):
+      with pytest.raises(StatusError) as error:
+        ask()
+      seen.append(str(error.value))
+
+  base(7)
+  models = Models(config_of(f'name: "m" base_path: "{base.path}"'), warm_up=warm_up)
+  models.start(poll_secs=0)
+  assert seen == ["UNAVAILABLE: version 7 of model 'm' is being loaded."] * 2
+  assert latest(models) == 7
+
+
+def test_the_graph_with_the_tags_is_loaded(base, saved):
+  shutil.copytree(saved, base.path / "1")
+  proto = saved_model_pb2.SavedModel.FromString((base.path / "1/saved_model.pb").read_bytes())
+  proto.meta_graphs[0].meta_info_def.tags[:] = ["serve", "tpu"]
+  (base.path / "1/saved_model.pb").write_bytes(proto.SerializeToString())
+  assert latest(started(base, loading=Loading(tags=("tpu", "serve")))) == 1
+  assert states(started(base)) == {1: END}
+
+
+def test_two_names_of_a_function_share_it(tmp_path):
+  """Or TensorFlow would optimise it for each name."""
+  module = tf.Module()
+  module.v = tf.Variable(2.0)
+  spec = [tf.TensorSpec([None], tf.float32, "x")]
+  module.times = tf.function(lambda x: {"y": x * module.v}, input_signature=spec)
+  module.plus = tf.function(lambda x: {"y": x + module.v}, input_signature=spec)
+  tf.saved_model.save(
+    module,
+    str(tmp_path / "1"),
+    signatures={"serving_default": module.times, "a": module.times, "b": module.plus},
+  )
+  signatures = Servable("m", 1, str(tmp_path / "1")).signatures
+  assert (
+    signatures["a"]._function
+    is signatures["serving_default"]._function
+    is not signatures["b"]._function
+  )
+  assert {
+    name: signature.run({"x": [3.0]})["y"].tolist() for name, signature in signatures.items()
+  } == {"serving_default": [6.0], "a": [6.0], "b": [5.0]}
+
+
 def test_labels(base):
   base(1, 2)
   both = "model_version_policy { all {} }"
@@ -255,6 +327,13 @@ def test_labels(base):
   with pytest.raises(StatusError, match=r"NOT_FOUND: Servable not found for request: Specific\(m, 3\)"):
     with models.hold(model_pb2.ModelSpec(name="m", version_label="next")):
       pass
+  moved = config_of(
+    f'name: "m" base_path: "{base.path}" {both} version_labels {{ key: "next" value: 4 }}'
+  )
+  with pytest.raises(StatusError, match="version 4 of model m, which is not"):
+    models.reload(moved)
+  forced = started(base, both, 'version_labels { key: "next" value: 3 }', force_labels=True)
+  forced.reload(moved)
   base(3)
   wait_for(models, {1: AVAILABLE, 2: AVAILABLE, 3: AVAILABLE})
   with models.hold(model_pb2.ModelSpec(name="m", version_label="next")) as servable:
@@ -278,7 +357,7 @@ def test_reload_with_another_base_path_serves_what_is_there(base, tmp_path, save
 ])
 def test_wrong_configs_are_refused(models, message):
   with pytest.raises(StatusError, match=message) as error:
-    Models().start(config_of(*models), poll_secs=0)
+    Models(config_of(*models))
   assert error.value.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -287,7 +366,7 @@ def test_wrong_platforms_are_refused(platform, message):
   config = config_of('name: "m" base_path: "/b"')
   config.model_config_list.config[0].model_platform = platform
   with pytest.raises(StatusError, match=message):
-    Models().start(config, poll_secs=0)
+    Models(config)
 
 
 def test_unloaded_models_are_freed(base):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -17,9 +18,6 @@ from selenium import webdriver
 from selenium.webdriver.common.keys import Keys
 
 from tests.processes import REPOSITORY, free_ports, is_listening, wait_until
-
-pytestmark = pytest.mark.skipif(shutil.which("chromium") is None or shutil.which("chromedriver") is None,
-                                reason="no browser: apt-get install chromium chromium-driver")
 
 TEXTS = ["In 1911 schrieb Zoë Müller »Übermut« — in Zürich, 日本語 aside — and lived off it for years.",
          "Karel Čapek wrote R.U.R. in Prague; the word robot comes from it.", "Nothing here answers anything."]
@@ -76,9 +74,10 @@ async def unknown(request: web.Request) -> web.Response:
 
 
 @contextlib.contextmanager
-def rest_api():
+def rest_api(port: int | None = None):
   """Runs the stand-in in a thread. Yields its URL."""
-  application, loop, started, port = web.Application(), asyncio.new_event_loop(), threading.Event(), free_ports(1)[0]
+  port = port or free_ports(1)[0]
+  application, loop, started = web.Application(), asyncio.new_event_loop(), threading.Event()
   application.add_routes([web.get("/v1/models/realm", status), web.post("/v1/models/realm:predict", predict),
                           web.get("/v1/models/{model}", unknown), web.post("/v1/models/{model}:predict", unknown)])
   runner = web.AppRunner(application)
@@ -127,6 +126,8 @@ def servers():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
+  if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+    pytest.skip("no browser: apt-get install chromium chromium-driver")
   options = webdriver.ChromeOptions()
   for argument in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
                    "disable-component-update", "disable-sync", "hide-scrollbars", "force-prefers-reduced-motion",
@@ -321,6 +322,36 @@ def test_server_forwards_models_only_and_bounds_sizes(servers):
   assert "default-src 'none'" in headers["Content-Security-Policy"] and headers["X-Content-Type-Options"] == "nosniff"
   assert [get(path)[0] for path in ("/v2/models/realm", "/style.css", "/../conftest.py", "/__main__.py")] == [404, 200, 404, 404]
   assert get("/v1/models/realm:predict", b"x" * (1 << 20) + b"x")[0] == 413
+
+
+def test_says_once_that_the_model_server_is_not_up_and_then_that_it_is():
+  port, rest_port = free_ports(2)
+  command = [
+    sys.executable,
+    "-m",
+    "serving.web",
+    f"--rest=http://localhost:{rest_port}",
+    f"--port={port}",
+  ]
+  process = subprocess.Popen(
+    command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+  )
+  try:
+    line = process.stderr.readline()
+    assert line.startswith(
+      f"The page is up, the model is not: no model server answers at http://localhost:{rest_port}/v1/models/realm"
+    ), line
+    with pytest.raises(urllib.error.HTTPError) as error:
+      urllib.request.urlopen(f"http://localhost:{port}/v1/models/realm", timeout=10)
+    assert (
+      error.value.code == 502 and "No model server answers at" in json.load(error.value)["error"]
+    )
+    time.sleep(1.5)  # looks again, and says nothing new
+    with rest_api(rest_port):
+      assert process.stderr.readline() == "The model answers.\n"
+  finally:
+    process.terminate()
+    process.wait(20)
 
 
 def test_port_in_use_is_one_clear_line():

@@ -2,9 +2,11 @@
 
     python -m serving.web --rest=http://localhost:8501 --port=8080      # then open http://localhost:8080
 
-The page is static; TensorFlow Serving sends no CORS headers, so a browser lets the page call it only through its own origin.
+The page is static; TensorFlow Serving sends no CORS headers unless told to (--rest_api_enable_cors_support), so a browser lets
+the page call it only through its own origin. A model server that is not up yet is waited for: standard error and the page say so.
 """
 
+import asyncio
 import html
 import pathlib
 import sys
@@ -18,6 +20,7 @@ from serving import signatures
 _FOLDER = pathlib.Path(__file__).parent
 _FILES = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css"), "/app.js": ("app.js", "text/javascript")}
 _SESSION = web.AppKey("session", aiohttp.ClientSession)
+_LOOK_SECS = 1.0  # between two looks at a model server that is not ready
 _MAX_REQUEST_BYTES, _MAX_RESPONSE_BYTES = 1 << 20, 32 << 20
 _HEADERS = {  # the page loads nothing from elsewhere, and nothing in a passage can make it
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
@@ -59,7 +62,11 @@ def make_app(rest: str, *, model_name: str = signatures.MODEL_NAME, timeout_secs
 
   async def session(application: web.Application):
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_secs)) as application[_SESSION]:
+      watching = asyncio.create_task(
+        _say_when_ready(application[_SESSION], f"{rest.rstrip('/')}/v1/models/{model_name}")
+      )
       yield
+      watching.cancel()
 
   async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     del request
@@ -72,6 +79,34 @@ def make_app(rest: str, *, model_name: str = signatures.MODEL_NAME, timeout_secs
   application.router.add_get("/v1/models/{call:.+}", forward)
   application.router.add_post("/v1/models/{call:.+}", forward)
   return application
+
+
+async def _say_when_ready(session: aiohttp.ClientSession, url: str) -> None:
+  """Says once on standard error that the model server is not ready, and then when it is; the page shows the same."""
+  waits = False
+  while reason := await _not_ready(session, url):
+    if not waits:
+      print(
+        f"The page is up, the model is not: {reason} Waiting for it ..", file=sys.stderr, flush=True
+      )
+    waits = True
+    await asyncio.sleep(_LOOK_SECS)
+  if waits:
+    print("The model answers.", file=sys.stderr, flush=True)
+
+
+async def _not_ready(session: aiohttp.ClientSession, url: str) -> str | None:
+  """Why a model does not answer; None if it does."""
+  try:
+    async with session.get(url) as response:
+      if response.status == 200:
+        return None
+      body = await response.json(content_type=None)
+      return (
+        f"{url}: {body['error'] if isinstance(body, dict) and 'error' in body else response.status}"
+      )
+  except (TimeoutError, ValueError, aiohttp.ClientError) as error:
+    return f"no model server answers at {url} ({type(error).__name__})."
 
 
 def _error(status: int, words: str) -> web.Response:

@@ -4,6 +4,7 @@
 
 const MODEL = document.body.dataset.model;
 const TIMEOUT_MS = 40000; // beyond the time limit of `python -m serving.web`, whose error says more
+const LOOK_MS = 2000; // between two looks at a model server that is not ready
 const $ = (id) => document.getElementById(id);
 const VIEWS = {
   ask: {form: $("ask-form"), input: $("question"), link: $("to-ask"), run: ask, empty: askEmpty},
@@ -306,6 +307,7 @@ async function showServer() {
     node.textContent = error.message;
     node.className = "down";
   }
+  if (node.className === "down") setTimeout(showServer, LOOK_MS); // it may just be starting
 }
 
 for (const [name, {form, input}] of Object.entries(VIEWS)) {
