@@ -38,6 +38,7 @@ def get_config(variant: str = "nq"):
   c.retriever.update(projection_dim=128, query_length=96, passage_length=288, pooling="cls", shared=True, dropout=0.1, scale=1.0)
   c.reader.update(length=384, max_masks=10)
 
+  c.optimizer.update(bias_correction=False, min_warmup_steps=100)  # as released
   c.mlm.steps = 0  # a published BERT instead
   c.warmup.steps = 0
   c.ict.update(steps=100_000, batch_size=4096, learning_rate=1e-4, removal_rate=0.9, query_length=64, log_every=100,

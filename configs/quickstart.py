@@ -17,6 +17,11 @@ def get_config():
   c.mixed_precision = False  # training computes in bfloat16; weights stay float32
   c.num_devices = 1  # GPUs of the machine that share each training batch
 
+  # ---- BERT's optimizer, as released but for ----
+  c.optimizer = dict(
+      bias_correction=True,  # Adam's, which BERT's has not: its first updates are three times as large
+      min_warmup_steps=1)  # the warm-up is a tenth of the steps, at least so many: BERT's 100 is all of a short run
+
   # ---- the corpus ----
   c.corpus = dict(
       builtin=True,  # write the built-in corpus to run_dir/corpus first

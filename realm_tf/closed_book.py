@@ -45,7 +45,7 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
   with settings.scope(config):
     reader = snapshots.load_model(snapshot, "reader")
     model = RealmModel(None, reader)
-    optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+    optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps, **config.optimizer)
   ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
   answers = [tokenizer(row.answers[:1]).to_list()[0][:reader.max_masks] for row in rows]
 

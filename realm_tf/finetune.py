@@ -318,7 +318,8 @@ def _train(config, workdir: str, model: OpenQaModel, data: Callable[[], QaExampl
   section = config.finetune
   with model.distribute_strategy.scope():
     optimizer = bert_optimizer(
-        learning_rate=section.learning_rate, steps=section.steps, slow=slow, slow_factor=section.retriever_learning_rate_ratio)
+        learning_rate=section.learning_rate, steps=section.steps, slow=slow,
+        slow_factor=section.retriever_learning_rate_ratio, **config.optimizer)
   training.train(
       model, lambda step: data().batch(step, batch_size=section.batch_size, seed=config.seed + 3), workdir=workdir,
       steps=section.steps, log_every=section.log_every, checkpoint_every=section.checkpoint_every,

@@ -183,7 +183,7 @@ def train_masked_lm(config, section, workdir: str, batches: Batches, reader: Mas
   if section.steps:
     with settings.scope(config):
       model = RealmModel(None, reader)
-      optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+      optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps, **config.optimizer)
     training.train(
         model, lambda step: batches.masked_lm(
             step, batch_size=section.batch_size, pretraining_every=section.pretraining_every, indexed=indexed),
@@ -217,7 +217,7 @@ def pretrain(config, workdir: str) -> str:
     model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
     optimizer = bert_optimizer(
         learning_rate=section.learning_rate, steps=section.steps, slow=retriever.trainable_variables,
-        slow_factor=section.retriever_learning_rate_ratio)
+        slow_factor=section.retriever_learning_rate_ratio, **config.optimizer)
   start = artifacts.latest(os.path.join(workdir, "checkpoints"))
   step = artifacts.step_of(start) if start else 0
   for root in roots.values():

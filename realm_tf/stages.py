@@ -132,11 +132,11 @@ def warm_starts(config, config_path: str, overrides: Mapping[str, object]) -> li
   if config.mlm.steps:
     found.append(_trainer(
         "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans),
-        outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "masking", "mlm")))
+        outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "mlm")))
   return found + [_trainer(
       "ict", "pretrain_ict", config_path, overrides, workdir=ict,
       inputs=(config.passages, *(_warm(config) if config.ict.from_mlm else ())),
-      outputs=(_snapshot(ict, config.ict.steps),), sections=("seed", "encoder", "retriever", "ict"))]
+      outputs=(_snapshot(ict, config.ict.steps),), sections=("seed", "optimizer", "encoder", "retriever", "ict"))]
 
 
 def _warm(config) -> Sequence[str]:
@@ -157,7 +157,7 @@ def realm(config, config_path: str, overrides: Mapping[str, object], *, name: st
       name, "pretrain", config_path, overrides, workdir=workdir, differs=differs,
       inputs=(config.passages, *spans, *_warm(config), ict),
       outputs=(_snapshot(workdir, config.realm.steps), _index(workdir, config.realm.steps), _index(ict, config.ict.steps)),
-      sections=("seed", "encoder", "retriever", "reader", "masking", "warmup", "searcher", "realm", "refresh"))
+      sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "warmup", "searcher", "realm", "refresh"))
 
 
 def zero_shot(config, kind: str, *, name: str, workdir: str, bm25: bool = False) -> Stage:
@@ -212,7 +212,7 @@ def fine_tuning(config, config_path: str, overrides: Mapping[str, object], *, na
       f"finetune {name}", "finetune", config_path, overrides, workdir=workdir,
       differs={f"finetune.{key}": value for key, value in differs.items()},
       inputs=(config.passages, config.finetune.questions, *inputs),
-      outputs=(_snapshot(workdir, config.finetune.steps),), sections=("seed", "retriever", "finetune"))]
+      outputs=(_snapshot(workdir, config.finetune.steps),), sections=("seed", "optimizer", "retriever", "finetune"))]
   if config.evaluate.questions:
     output = predictions(config, name)
     found.append(Stage(

@@ -26,7 +26,7 @@ config = module.get_config()
 config.encoder.dropout = config.retriever.dropout = 0.0
 config.ict.update(steps=6, batch_size=8, log_every=2, checkpoint_every=2)
 config.warmup.steps = 0
-config.realm.update(steps=6, batch_size=4, log_every=2, checkpoint_every=6)
+config.realm.update(steps=6, batch_size=4, log_every=2, checkpoint_every=6, per_token=True)  # masks of all devices count alike
 config.refresh.update(every_steps=6, start_job=False)
 config.finetune.update(steps=6, sync_steps=100)  # retrieval stays: when it moves depends on how far batches are made ahead
 from realm_tf import finetune, pretrain, pretrain_ict

@@ -67,7 +67,7 @@ def test_values_of_the_paper():
 
 def step(model, batch, tmp_path, section) -> float:
   """The loss of one training step."""
-  optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+  optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps, **paper.get_config().optimizer)
   with eagerly():
     training.train(model, lambda _: batch, workdir=str(tmp_path), steps=1, log_every=1, checkpoint_every=2,
                    batch_size=len(batch["query_ids"]), optimizer=optimizer)
