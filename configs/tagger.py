@@ -33,8 +33,8 @@ def get_config():
 
   # ---- data and training ----
   c.optimizer = dict(
-      bias_correction=True,  # Adam's, which BERT's has not: its first updates are three times as large
-      min_warmup_steps=1)  # the warm-up is a tenth of the steps, at least so many: BERT's 100 is a quarter of these
+      bias_correction=True,  # Adam's; BERT's has none, and first updates three times as large
+      min_warmup_steps=1)  # the warm-up is a tenth of the steps, at least so many; 100 as released
   c.tagger = dict(
       workdir="runs/tagger",
       train=c.get_ref("data_dir") + "/ner/wikigold.conll",  # CoNLL's columns: files and globs, separated by commas

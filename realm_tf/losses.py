@@ -52,8 +52,8 @@ def marginal_masked_lm(token_log_probs, scores, target_mask, *, per_token: bool 
     token_log_probs: [B, C, M] log p of each masked word piece given each candidate.
     scores: [B, C] f(x, z).
     target_mask: [B, M] 1 for real masks.
-    per_token: marginalise each masked word piece by itself and average over all masks of the batch, as the
-      released code does, instead of the paper's product over masks inside the sum.
+    per_token: marginalise each masked word piece by itself and average over all masks of the
+      batch, as the released code does, instead of the paper's product over masks inside the sum.
   """
   log_prior = ops.log_softmax(scores, axis=-1)  # [B, C]
   masked = token_log_probs * ops.expand_dims(target_mask, 1)  # [B, C, M]

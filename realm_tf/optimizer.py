@@ -1,4 +1,4 @@
-"""BERT's optimizer and learning rate schedule, as google-research/bert's `optimization.py` has them."""
+"""BERT's optimizer and learning rate schedule, those of google-research/bert's `optimization.py`."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ _NOT_DECAYED = ("bias", "gamma", "beta")  # parts of names: biases and LayerNorm
 class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
   """BERT's schedule: straight down from `peak` at step 0 to 0 at `steps`.
 
-  Before `warmup_steps` it goes up from 0 to `peak` instead, so the first step has rate 0, and after the
-  warm-up the rate goes on where the falling line has come to by then.
+  Before `warmup_steps` it goes up from 0 to `peak` instead: the first step has rate 0. After the
+  warm-up the rate falls to where the line has come by then.
   """
 
   def __init__(self, *, peak: float, steps: int, warmup_steps: int):
@@ -32,18 +32,27 @@ class LinearWarmupDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class BertAdamW(keras.optimizers.Adam):
-  """BERT's AdamWeightDecayOptimizer, after clipping by the global norm; some variables may have a slower rate.
+  """BERT's AdamWeightDecayOptimizer; some variables may have a slower rate.
 
-  A variable moves by rate * (m / (sqrt(v) + epsilon) + decay * variable), where m and v are Adam's averages.
+  A variable moves by rate * (m / (sqrt(v) + epsilon) + decay * variable), where m and v are Adam's
+  averages of the gradient and of its square.
 
   Args:
     decay: of the weights; biases and LayerNorm have none.
-    bias_correction: of Adam's averages. BERT has none, so its first updates are about three times as large.
+    bias_correction: of Adam's averages. BERT's has none: its first updates are three times as large.
     slow: the variables whose learning rate is multiplied by `slow_factor`, that of their decay too.
   """
 
-  def __init__(self, learning_rate, *, decay: float, bias_correction: bool = False,
-               slow: Sequence[keras.Variable] = (), slow_factor: float = 1.0, **kwargs):
+  def __init__(
+    self,
+    learning_rate,
+    *,
+    decay: float,
+    bias_correction: bool = False,
+    slow: Sequence[keras.Variable] = (),
+    slow_factor: float = 1.0,
+    **kwargs,
+  ):
     super().__init__(learning_rate, **kwargs)
     self._decay, self._bias_correction = decay, bias_correction
     self._slow, self._slow_factor = {id(variable) for variable in slow}, slow_factor
@@ -54,7 +63,9 @@ class BertAdamW(keras.optimizers.Adam):
     first, second = self._momentums[index], self._velocities[index]
     gradient = ops.cast(gradient, known.dtype)
     self.assign_add(first, ops.multiply(ops.subtract(gradient, first), 1 - self.beta_1))
-    self.assign_add(second, ops.multiply(ops.subtract(ops.square(gradient), second), 1 - self.beta_2))
+    self.assign_add(
+      second, ops.multiply(ops.subtract(ops.square(gradient), second), 1 - self.beta_2)
+    )
     update = ops.divide(first, ops.add(ops.sqrt(second), self.epsilon))
     if self._bias_correction:
       step = ops.cast(self.iterations + 1, known.dtype)
@@ -69,13 +80,19 @@ class BertAdamW(keras.optimizers.Adam):
     return [grad / devices.count() for grad in super()._clip_gradients(devices.add_up(grads))]
 
 
-def bert_optimizer(*, learning_rate: float, steps: int, bias_correction: bool = False,
-                   min_warmup_steps: int = 100, slow: Sequence[keras.Variable] = (),
-                   slow_factor: float = 1.0) -> BertAdamW:
+def bert_optimizer(
+  *,
+  learning_rate: float,
+  steps: int,
+  bias_correction: bool = False,
+  min_warmup_steps: int = 100,
+  slow: Sequence[keras.Variable] = (),
+  slow_factor: float = 1.0,
+) -> BertAdamW:
   """The optimizer of every training of the released ORQA and REALM.
 
-  AdamW with decay 0.01, gradients clipped to a global norm of 1, and a warm-up over a tenth of the steps, of
-  which there are at least `min_warmup_steps` and at most 10,000.
+  `BertAdamW` with decay 0.01, gradients clipped to a global norm of 1, and a warm-up over a tenth of
+  the steps, but at least `min_warmup_steps` and at most 10,000.
 
   Args:
     learning_rate: the peak of the schedule.
@@ -86,5 +103,11 @@ def bert_optimizer(*, learning_rate: float, steps: int, bias_correction: bool = 
   warmup_steps = min(10_000, max(min_warmup_steps, steps // 10))
   schedule = LinearWarmupDecay(peak=learning_rate, steps=steps, warmup_steps=warmup_steps)
   return BertAdamW(
-      schedule, decay=0.01, bias_correction=bias_correction, epsilon=1e-6, global_clipnorm=1.0,
-      slow=slow, slow_factor=slow_factor)
+    schedule,
+    decay=0.01,
+    bias_correction=bias_correction,
+    epsilon=1e-6,
+    global_clipnorm=1.0,
+    slow=slow,
+    slow_factor=slow_factor,
+  )

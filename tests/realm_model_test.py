@@ -85,7 +85,9 @@ def test_loss_is_the_sum_over_all_passages(parts, exact, per_token):
   np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
   assert len(set(batch["target_mask"].sum(axis=1))) > 1, "queries of different numbers of masks"
   np.testing.assert_allclose(float(loss), wanted.mean(), rtol=1e-5)
-  np.testing.assert_allclose(float(model.means["loss"].result()), wanted.mean(), rtol=1e-5, err_msg="what is logged")
+  np.testing.assert_allclose(
+    float(model.means["loss"].result()), wanted.mean(), rtol=1e-5, err_msg="what is logged"
+  )
   assert abs(other.mean() - wanted.mean()) > 0.1 and prior.max() > 2 / len(table)
   top = np.argsort(-scores[:, 1:], axis=1)[:, :4] + 1  # REALM, section 3.3: the best few stand for all
   cut = np.concatenate([np.zeros([4, 1], int), top], axis=1)

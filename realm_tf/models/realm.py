@@ -14,8 +14,8 @@ class RealmModel(keras.Model):
   Args:
     retriever: scores the candidates; None reads a single candidate (the reader's warm-up).
     reader: predicts the masked word pieces.
-    per_token: marginalise each masked word piece by itself and average over all masks of the batch, as the
-      released code does.
+    per_token: marginalise each masked word piece by itself and average over all masks of the
+      batch, as the released code does.
     null: the first candidate is the null passage.
   """
 
