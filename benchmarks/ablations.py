@@ -8,6 +8,7 @@ on where it was. The table is written to run_dir/ablations.{txt,json} after ever
 """
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,11 @@ import tabulate
 from absl import flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, pipeline, settings, stages
+from realm_tf import artifacts, pipeline, progress, settings, stages
 
 STALE = 30  # times fewer refreshes
 BASELINE = "baseline"  # the retriever before REALM (ICT), or the reader before it (the masked-LM warm starts)
+AGE = "max_index_age_steps"  # of the oldest index that a batch was made with
 METRICS = {"exact_match": "exact match", "zero_shot": "zero-shot recall@5"}
 
 
@@ -66,7 +68,7 @@ def variants(config) -> dict[str, dict]:
 
 def stages_of(row: Row, config, config_path: str, overrides: Mapping[str, object]) -> list[stages.Stage]:
   """What trains and evaluates a row; stages that rows share have the same names."""
-  workdir_of = lambda variant: os.path.join(config.run_dir, "pretraining", variant)
+  workdir_of = functools.partial(_workdir, config)
   found = stages.corpus(config) + stages.warm_starts(config, config_path, overrides)
   for variant in sorted({"realm", row.retriever, row.reader} - {BASELINE}):  # the baseline's reader is REALM's before REALM
     found.append(stages.realm(config, config_path, overrides, name=f"pretraining {variant}", workdir=workdir_of(variant),
@@ -79,11 +81,19 @@ def stages_of(row: Row, config, config_path: str, overrides: Mapping[str, object
       differs={"retrieval": "dense", "retriever": retriever, "reader": reader})
 
 
+def _workdir(config, variant: str) -> str:
+  return os.path.join(config.run_dir, "pretraining", variant)
+
+
 def scores_of(row: Row, config) -> dict[str, float]:
-  """A finished row's scores, 0 to 1."""
+  """A finished row's scores, 0 to 1, and AGE where REALM trained its retriever."""
   read = lambda path: json.loads(artifacts.read_text(path))
-  return {"exact_match": read(stages.scores(stages.predictions(config, row.folder)))["exact_match"],
-          "zero_shot": read(stages.zero_shot_scores(config, "questions", row.retriever))["recall_at_5"]}
+  found = {
+      "exact_match": read(stages.scores(stages.predictions(config, row.folder)))["exact_match"],
+      "zero_shot": read(stages.zero_shot_scores(config, "questions", row.retriever))["recall_at_5"]}
+  if row.retriever != BASELINE:
+    found[AGE] = progress.read_metrics(_workdir(config, row.retriever))[-1][AGE]
+  return found
 
 
 # ================================================================================================================ table
@@ -98,8 +108,10 @@ def table_of(found: Mapping[str, Mapping[int, Mapping[str, float]]]) -> str:
       values = 100 * np.array([scores[metric] for scores in found.get(row.name, {}).values()])
       cells += [f"{paper:.1f}", f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else
                 f"{values[0]:.1f}" if len(values) else "-"]
-    lines.append([*cells, len(found.get(row.name, {}))])
-  heads = ["%", *(f"{name}, {whose}" for name in METRICS.values() for whose in ("paper", "here")), "seeds"]
+    ages = [scores[AGE] for scores in found.get(row.name, {}).values() if AGE in scores]
+    lines.append([*cells, f"{max(ages):.0f}" if ages else "-", len(found.get(row.name, {}))])
+  heads = ["%", *(f"{name}, {whose}" for name in METRICS.values() for whose in ("paper", "here")),
+           "oldest index used, steps", "seeds"]
   return tabulate.tabulate(lines, heads, stralign="right", colalign=("left",), disable_numparse=True)
 
 

@@ -17,6 +17,11 @@ def get_config():
   c.mixed_precision = False  # training computes in bfloat16; weights stay float32
   c.num_devices = 1  # GPUs of the machine that share each training batch
 
+  # ---- BERT's optimizer, as released but for what short runs at high rates need ----
+  c.optimizer = dict(
+      bias_correction=True,  # Adam's; without it, as released, 100 steps of ICT reach 7%, not 44%
+      min_warmup_steps=1)  # the warm-up is a tenth of the steps, at least so many; 100 as released
+
   # ---- the corpus ----
   c.corpus = dict(
       builtin=True,  # write the built-in corpus to run_dir/corpus first
@@ -80,6 +85,7 @@ def get_config():
       num_candidates=5,  # the null passage included
       null_passage=True,
       drop_own_passage=True,  # trivial retrievals
+      sampling="sentences",  # an epoch has each once; "passages": one span of each, as released
       per_token=False,  # marginalise each masked word piece by itself (the released code) instead of all together (the paper)
       log_every=20, checkpoint_every=220)
   c.refresh = dict(
@@ -96,6 +102,8 @@ def get_config():
       retriever=run + "/realm",  # snapshots/ and indexes/ to start from
       reader=run + "/realm",  # snapshots/ whose reader's encoder the span reader starts from
       questions=run + "/corpus/questions.train.jsonl",
+      dev_questions="",  # the snapshot that answers most of them is published; "": the last one
+      eval_every=50,  # steps between two looks at how many it answers; a multiple of log_every
       steps=500, batch_size=32, learning_rate=1e-3, retriever_learning_rate_ratio=0.3,
       beam=200,  # passages in the retriever's loss (5000 as published); all, where there are fewer
       has_answer="tokens",  # which of them count as right: an answer's normalised words, or "raw" (the released code), as written

@@ -32,6 +32,9 @@ def get_config():
   c.lower_case = True  # whether it is an uncased one
 
   # ---- data and training ----
+  c.optimizer = dict(
+      bias_correction=True,  # Adam's; BERT's has none, and first updates three times as large
+      min_warmup_steps=1)  # the warm-up is a tenth of the steps, at least so many; 100 as released
   c.tagger = dict(
       workdir="runs/tagger",
       train=c.get_ref("data_dir") + "/ner/wikigold.conll",  # CoNLL's columns: files and globs, separated by commas

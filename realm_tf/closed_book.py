@@ -5,16 +5,18 @@ The question is followed by [MASK]s; the reader is fine-tuned to fill them with 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from realm_tf import artifacts, examples, passages, settings, snapshots, training
+from realm_tf import artifacts, examples, metrics, passages, settings, snapshots, training
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.realm import RealmModel
 from realm_tf.optimizer import bert_optimizer
-from realm_tf.questions import Question
+from realm_tf.questions import Question, read_questions
 from realm_tf.tokenization import Tokenizer
+
+_BATCH_SIZE = 32  # of questions that are answered at once
 
 
 def inputs(ids: passages.Ragged, rows: np.ndarray, reader: MaskedReader, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -31,6 +33,8 @@ def inputs(ids: passages.Ragged, rows: np.ndarray, reader: MaskedReader, tokeniz
 def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
   """Trains the masked reader to answer from the question alone; returns the snapshot.
 
+  With `config.finetune.dev_questions` it is the one that answers most of them.
+
   Raises:
     UserError: all answers are regular expressions, which cannot be written out.
   """
@@ -45,7 +49,8 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
   with settings.scope(config):
     reader = snapshots.load_model(snapshot, "reader")
     model = RealmModel(None, reader)
-    optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+    optimizer = bert_optimizer(
+        learning_rate=section.learning_rate, steps=section.steps, **config.optimizer)
   ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
   answers = [tokenizer(row.answers[:1]).to_list()[0][:reader.max_masks] for row in rows]
 
@@ -59,22 +64,43 @@ def finetune(config, workdir: str, rows: Sequence[Question]) -> str:
       target_mask[at, :size + 1] = 1
     return {**inputs(ids, drawn, reader, tokenizer), "targets": targets, "target_mask": target_mask}
 
+  def write_snapshot(root: str, step: int, more: Mapping) -> str:
+    return snapshots.publish(
+        root, step, {"reader": reader}, tokenizer=tokenizer, made_by="finetune",
+        details={"retrieval": "none", **more}, inputs={"passages": config.passages})
+
+  def restore(folder: str) -> None:
+    reader.set_weights(snapshots.load_model(folder, "reader").get_weights())
+
+  best = None
+  if section.dev_questions:
+    dev = read_questions(section.dev_questions)
+    best = training.KeepBest(
+        lambda: exact_match_of(dev, answer([row.text for row in dev], reader, tokenizer)),
+        write_snapshot, restore, workdir=workdir, every_steps=section.eval_every, steps=section.steps)
   training.train(
       model, batch, workdir=workdir, steps=section.steps, log_every=section.log_every,
-      checkpoint_every=section.checkpoint_every, batch_size=section.batch_size, jit_compile=config.jit_compile, optimizer=optimizer)
-  return snapshots.publish(os.path.join(workdir, "snapshots"), section.steps, {"reader": reader}, tokenizer=tokenizer,
-                           made_by="finetune", details={"retrieval": "none"},
-                           inputs={"passages": config.passages})
+      checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
+      jit_compile=config.jit_compile, optimizer=optimizer, best=best)
+  said = best.take() if best else {}
+  return write_snapshot(os.path.join(workdir, "snapshots"), section.steps, said)
 
 
 def answer(texts: Sequence[str], reader: MaskedReader, tokenizer: Tokenizer) -> list[str]:
   """The most likely word pieces up to the first [SEP], as text."""
-  ids = passages.Ragged.of(tokenizer(list(texts)).to_list(), np.int32)
-  made = inputs(ids, np.arange(len(texts)), reader, tokenizer)
-  logits = reader.predict_on_batch({
-      "token_ids": made["reader_ids"][:, 0], "segment_ids": made["reader_segments"][:, 0], "mask_positions": made["mask_positions"]})
-  said = []
-  for row in np.argmax(logits, axis=-1):
-    end = np.flatnonzero(row == tokenizer.sep_id)
-    said.append(tokenizer.spell(row[:end[0] if len(end) else None]))
+  ids, said = passages.Ragged.of(tokenizer(list(texts)).to_list(), np.int32), []
+  for start in range(0, len(texts), _BATCH_SIZE):
+    made = inputs(ids, np.arange(start, min(start + _BATCH_SIZE, len(texts))), reader, tokenizer)
+    logits = reader({
+        "token_ids": made["reader_ids"][:, 0], "segment_ids": made["reader_segments"][:, 0],
+        "mask_positions": made["mask_positions"]})
+    for row in np.argmax(logits, axis=-1):
+      end = np.flatnonzero(row == tokenizer.sep_id)
+      said.append(tokenizer.spell(row[:end[0] if len(end) else None]))
   return said
+
+
+def exact_match_of(rows: Sequence[Question], texts: Sequence[str]) -> float:
+  """The share of questions whose answer is right."""
+  return float(np.mean([metrics.exact_match(text, row.answers, regex=row.regex)
+                        for row, text in zip(rows, texts, strict=True)]))

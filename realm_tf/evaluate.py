@@ -22,10 +22,12 @@ import numpy as np
 from absl import flags
 
 from realm_tf import (
-    artifacts, bm25, closed_book, examples, index, metrics, ownership, passages, progress, questions, retrieval, settings,
-    snapshots)
-from realm_tf.finetune import OpenQaModel, QaExamples
+    artifacts, bm25, closed_book, examples, index, metrics, ownership, passages, questions,
+    retrieval, settings, snapshots)
+from realm_tf.answering import Answer
+from realm_tf.models.open_qa import OpenQaModel
 from realm_tf.models.realm import RealmModel
+from realm_tf.qa_examples import QaExamples
 from realm_tf.questions import Question
 
 RECALL_AT = (1, 5, 10, 20, 50, 100, 500, 1000, 5000)
@@ -34,53 +36,7 @@ _BATCH_SIZE = 32
 _TRAIN_FIRST = "give the workdir of a trainer that has finished."
 
 
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """One answer with the passages it was chosen from.
-
-  Attributes:
-    text: a substring of the passage it was read from; "" where there was nothing to read.
-    score: reader score + retrieval score of the span.
-    read_from: passage number.
-    byte_span: (start, end) of the answer in that passage's UTF-8 text.
-    numbers, scores: the passages found, best first.
-    readable: whether the passages read hold a right answer, so that a perfect reader would have found it.
-  """
-
-  text: str
-  score: float
-  read_from: int
-  byte_span: tuple[int, int]
-  numbers: np.ndarray
-  scores: np.ndarray
-  readable: bool = False
-
-
 # ========================================================================================================== answering
-
-
-def best_answer(scores: np.ndarray, mask: np.ndarray, reader_ids: np.ndarray, segments: np.ndarray, numbers: np.ndarray,
-                retrieval_scores: np.ndarray, table: passages.PassageTable, *, continues: np.ndarray) -> Answer:
-  """The best span of whole words of one question.
-
-  Args:
-    scores, mask: [R, L, W].
-    reader_ids, segments: [R, L].
-    numbers, retrieval_scores: [K] of the beam.
-    continues: [V] which word pieces go on inside a word.
-  """
-  length, width = scores.shape[1:]
-  inside = np.pad(continues[reader_ids], [[0, 0], [0, width]])
-  ends = np.stack([inside[:, w + 1:w + 1 + length] for w in range(width)], axis=-1)  # the next piece belongs to the same word
-  allowed = (mask > 0) & ~inside[:, :length, None] & ~ends
-  if not allowed.any():
-    return Answer("", float("-inf"), examples.NULL_PASSAGE, (0, 0), numbers, retrieval_scores)
-  at, start, size = np.unravel_index(np.argmax(np.where(allowed, scores, -np.inf)), scores.shape)
-  first = start - int(np.argmax(segments[at] == 1))  # word piece of the passage's text
-  number = int(numbers[at])
-  begin, end = int(table.token_starts[number][first]), int(table.token_ends[number][first + size])
-  text = table.texts[number].encode()[begin:end].decode()
-  return Answer(text, float(scores[at, start, size]), number, (begin, end), numbers, retrieval_scores)
 
 
 class Answerer:
@@ -133,22 +89,8 @@ class Answerer:
     """Answers questions, in batches."""
     if self.kind == "none":
       return [Answer(text, 0.0, examples.NULL_PASSAGE, (0, 0), np.zeros([0], np.int32), np.zeros([0]))
-              for start in range(0, len(rows), _BATCH_SIZE)
-              for text in closed_book.answer([row.text for row in rows[start:start + _BATCH_SIZE]], self.reader, self.tokenizer)]
-    data = self.examples(rows)
-    answers, rate = [], progress.Rate("questions", len(rows))
-    for start in range(0, len(rows), _BATCH_SIZE):
-      asked = np.arange(start, min(start + _BATCH_SIZE, len(rows)))
-      inputs, numbers = data.inputs(asked)
-      outputs = self.model.predict_on_batch(inputs)
-      readable = (data.span_correct(asked, numbers, inputs) * outputs["span_mask"]).any(axis=(1, 2, 3))
-      for i, found in enumerate(numbers):
-        answer = best_answer(
-            outputs["span_scores"][i], outputs["span_mask"][i], inputs["reader_ids"][i], inputs["reader_segments"][i], found,
-            outputs["beam_scores"][i], self.table, continues=self.tokenizer.continues)
-        answers.append(dataclasses.replace(answer, readable=bool(readable[i])))
-      rate.add(len(numbers))
-    return answers
+              for text in closed_book.answer([row.text for row in rows], self.reader, self.tokenizer)]
+    return self.examples(rows).answers(self.model.predict_on_batch)
 
   def examples(self, rows: Sequence[Question]) -> QaExamples:
     """Questions with what this system retrieves for them; not closed-book."""

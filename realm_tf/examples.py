@@ -394,6 +394,8 @@ class MaskedSentences:
       raise artifacts.ArtifactError(
           f"{folder!r} has no span within {query_length} word pieces; annotate other passages or raise query_length.")
     self.ids, self.spans = Ragged.of(ids, np.int32), Ragged.of(spans, np.int32)
+    # Where the sentences of each passage begin, and the end of the last.
+    self._of_passage = np.concatenate([[0], np.flatnonzero(np.diff(own)) + 1, [len(own)]])
     self._own = OwnPassages(source, np.array(own), knowledge)
     print(
       f"{folder}: {len(self):,} sentences to mask; {self._own.share:.1%} stand in a passage of "
@@ -429,10 +431,20 @@ class MaskedSentences:
   def __len__(self) -> int:
     return len(self.ids)
 
-  def batch(self, step: int, *, batch_size: int, seed: int) -> MaskedQueries:
-    """The masked queries of a step, a pure function of it and the seed: each sentence once an epoch."""
+  def batch(self, step: int, *, batch_size: int, seed: int,
+            by_passage: bool = False) -> MaskedQueries:
+    """The masked queries of a step, a pure function of it and the seed.
+
+    Args:
+      by_passage: an epoch is each passage once, with one of its spans (for the baselines one of its
+        sentences), as in the released code, instead of each sentence once.
+    """
     rng = np.random.default_rng([seed, 11, step])
-    rows = epoch_rows(len(self), step, batch_size, seed)
+    if by_passage:
+      passage_rows = epoch_rows(len(self._of_passage) - 1, step, batch_size, seed)
+      rows = np.array([self._draw_sentence(row, rng) for row in passage_rows])
+    else:
+      rows = epoch_rows(len(self), step, batch_size, seed)
     return mask_pieces(
       [self.ids[row] for row in rows],
       [self._draw(row, rng) for row in rows],
@@ -440,6 +452,15 @@ class MaskedSentences:
       tokenizer=self.tokenizer,
       max_masks=self.max_masks,
     )
+
+  def _draw_sentence(self, passage: int, rng: np.random.Generator) -> int:
+    """A sentence of a passage, so drawn that every span of the passage is as likely."""
+    first, last = self._of_passage[passage:passage + 2]
+    if self.masking != "salient":
+      return rng.integers(first, last)
+    ends = self.spans.splits[first + 1:last + 1]
+    drawn = rng.integers(self.spans.splits[first] // 2, ends[-1] // 2)
+    return first + np.searchsorted(ends // 2, drawn, side="right")
 
   def _draw(self, row: int, rng: np.random.Generator) -> np.ndarray:
     """Positions of the word pieces to mask in sentence `row`, ascending."""

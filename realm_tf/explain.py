@@ -22,7 +22,9 @@ from absl import flags
 from keras import ops
 from rich.console import Console
 
-from realm_tf import artifacts, evaluate, examples, explanations, index, passages, retrieval, settings, snapshots
+from realm_tf import (
+    answering, artifacts, evaluate, examples, explanations, index, passages, retrieval, settings,
+    snapshots)
 from realm_tf.examples import NULL_PASSAGE
 from realm_tf.explanations import BLANK, Answer, Candidate, Explanation, Report
 from realm_tf.passages import PassageTable, Ragged
@@ -329,7 +331,7 @@ class Spans:
     outputs = answerer.model.predict_on_batch(inputs)
     ids, segments, scores = inputs["reader_ids"][0], inputs["reader_segments"][0], outputs["beam_scores"][0]
     spans, mask = outputs["span_scores"][0], outputs["span_mask"][0]
-    best = lambda rows: evaluate.best_answer(
+    best = lambda rows: answering.best_answer(
         spans[rows], mask[rows], ids[rows], segments[rows], numbers[0][rows], scores, answerer.table,
         continues=answerer.tokenizer.continues)
     answer = best(slice(None))

@@ -33,15 +33,17 @@ def in_batch_ict(queries, passages, first=0, *, allowed=None) -> IctLoss:
 
 
 class MarginalLoss(NamedTuple):
-  """Per example.
+  """Per example; the loss of a batch is Σ loss * weight / Σ weight.
 
   Attributes:
-    loss: [B] −log p(y|x).
+    loss: [B] −log p(y|x), or its mean over the masks.
+    weight: [B] 1, or the number of masks.
     log_likelihoods: [B, C] log p(y|z,x).
     log_prior: [B, C] log p(z|x).
   """
 
   loss: object
+  weight: object
   log_likelihoods: object
   log_prior: object
 
@@ -53,18 +55,20 @@ def marginal_masked_lm(token_log_probs, scores, target_mask, *, per_token: bool 
     token_log_probs: [B, C, M] log p of each masked word piece given each candidate.
     scores: [B, C] f(x, z).
     target_mask: [B, M] 1 for real masks.
-    per_token: marginalise each masked word piece by itself and average over masks, as the released code does, instead of
-      the paper's product over masks inside the sum.
+    per_token: marginalise each masked word piece by itself and average over all masks of the
+      batch, as the released code does, instead of the paper's product over masks inside the sum.
   """
   log_prior = ops.log_softmax(scores, axis=-1)  # [B, C]
   masked = token_log_probs * ops.expand_dims(target_mask, 1)  # [B, C, M]
   log_likelihoods = ops.sum(masked, axis=-1)  # [B, C]
   if per_token:
     marginal = ops.logsumexp(masked + ops.expand_dims(log_prior, -1), axis=1) * target_mask  # [B, M]
-    loss = -ops.sum(marginal, axis=-1) / ops.maximum(ops.sum(target_mask, axis=-1), 1)
+    weight = ops.sum(target_mask, axis=-1)
+    loss = -ops.sum(marginal, axis=-1) / ops.maximum(weight, 1)
   else:
     loss = -ops.logsumexp(log_likelihoods + log_prior, axis=-1)
-  return MarginalLoss(loss, log_likelihoods, log_prior)
+    weight = ops.ones_like(loss)
+  return MarginalLoss(loss, weight, log_likelihoods, log_prior)
 
 
 class SpanLoss(NamedTuple):

@@ -268,6 +268,22 @@ def _delete(path: str) -> None:
     artifacts.gfile.remove(path)
 
 
+def check_inputs(found: Sequence[Stage]) -> None:
+  """Raises PipelineError before work begins if something is missing that no stage makes."""
+  made = {path for stage in found for path in (stage.folder, *stage.outputs)}
+  missing = {}
+  for stage in found:
+    for path in stage.inputs:
+      if not any(path == one or path.startswith(one + "/") for one in made):
+        for name in paths.split(path):
+          if not paths.matching(name):
+            missing.setdefault(name, stage.name)
+  if missing:
+    told = ", ".join(f"{path} (for {stage})" for path, stage in missing.items())
+    raise PipelineError(f"missing, and made by no stage: {told}. What must be there before stands in "
+                        "the config's first lines.")
+
+
 def _is_there(path: str) -> bool:
   return artifacts.is_complete(path) if artifacts.gfile.isdir(path) else artifacts.gfile.exists(path)
 
@@ -299,7 +315,7 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
       if name in scores:
         found[name][system] = round(scores[name], 4)
   last = progress.read_metrics(config.realm.workdir)[-1]
-  for name in ("refreshes", "steps_during_refreshes", "max_staleness_steps"):
+  for name in ("refreshes", "steps_during_refreshes", "max_index_age_steps", "max_staleness_steps"):
     found[name] = int(last[name])
   found["wall_secs"] = {name: round(secs, 1) for name, secs in wall_secs.items()}
   shown = stages.SERVED if stages.is_served(config) else systems[-1] if systems else None
@@ -349,8 +365,10 @@ def describe(answer: Mapping, *, bold: bool) -> str:
 def show(summary: Mapping, run_dir: str) -> None:
   """Prints the summary."""
   secs = summary["wall_secs"]
-  print(f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes went on beside {summary['steps_during_refreshes']} "
-        f"training steps; the index was at most {summary['max_staleness_steps']} steps old.")
+  print(f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes went on beside "
+        f"{summary['steps_during_refreshes']} training steps; the index in use was at most "
+        f"{summary['max_index_age_steps']} steps old, and at most "
+        f"{summary['max_staleness_steps']} behind the newest snapshot.")
   print(f"{sum(secs.values()) / 60:.1f} minutes, most in: " + ", ".join(
       f"{name} {secs[name]:.0f} s" for name in sorted(secs, key=secs.get, reverse=True)[:4]))
   for answer in summary["answers"]:
@@ -362,9 +380,11 @@ def run(config, *, config_path: str, overrides: Mapping[str, object], redo: str 
   """Runs what is not done yet; returns the summary.
 
   Raises:
-    PipelineError: a stage failed, or what is there was made with another config.
+    PipelineError: something is missing, a stage failed, or what is there was made with another
+      config.
   """
   found = stages.stages(config, config_path=config_path, overrides=overrides)
+  check_inputs(found)
   runner = Runner(config.run_dir, config.to_dict())
   if redo:
     runner.redo(found, redo)

@@ -11,7 +11,9 @@ _INK, _LINE, _PALE = "#333333", "#2b6cb0", "#cbd5e0"
 
 
 def plot_training(rows: Sequence[Mapping[str, float]], path: str) -> None:
-  """Loss, retrieval utility, recall on held-out clozes and staleness, with a line wherever a new index was taken over.
+  """Loss, retrieval utility, recall on held-out clozes and the index's age.
+
+  A line stands wherever a new index was taken over.
 
   Args:
     rows: of metrics.jsonl, by step.
@@ -21,7 +23,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: str) -> None:
       "loss": ("loss", "-log p(y|x)"),
       "retrieval_utility": ("retrieval utility", "log p(y|x) - log p(y|null)"),
       "dev_cloze_recall_at_5": ("recall@5 on held-out clozes", "%"),
-      "staleness_steps": ("staleness of the index", "training steps")}
+      "index_age_steps": ("age of the index in use", "training steps")}
   panels = {name: texts for name, texts in panels.items() if any(name in row for row in rows)}
   figure = matplotlib.figure.Figure(figsize=(9, 1.9 * len(panels) + 0.6), layout="constrained")
   figure.suptitle("REALM pre-training", color=_INK)
@@ -31,7 +33,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: str) -> None:
         axes.axvline(row["step"], color=_PALE, linewidth=1, zorder=0)
     factor = 100 if unit == "%" else 1
     drawn = [(row["step"], factor * row[name]) for row in rows if name in row]
-    style = "steps-post" if name in ("staleness_steps", "dev_cloze_recall_at_5") else "default"
+    style = "steps-post" if name == "dev_cloze_recall_at_5" else "default"
     axes.plot(*zip(*drawn), color=_LINE, linewidth=1.6, drawstyle=style)
     axes.set_title(title, loc="left", fontsize=10, color=_INK)
     axes.set_ylabel(unit, fontsize=8, color=_INK)

@@ -25,6 +25,8 @@ from realm_tf.models.retriever import Retriever
 from realm_tf.optimizer import bert_optimizer
 from realm_tf.progress import read_metrics
 
+SAMPLINGS = ("sentences", "passages")  # what an epoch has once each
+
 # =============================================================================================================== data
 
 
@@ -70,7 +72,9 @@ class Batches:
   def realm(self, step: int, *, indexed: retrieval.IndexedRetriever) -> dict[str, np.ndarray]:
     """A masked sentence of the pre-training corpus with the candidates that the index gives it."""
     section = self.config.realm
-    queries = self.sentences.batch(step, batch_size=section.batch_size, seed=self.config.seed + 2)
+    queries = self.sentences.batch(
+        step, batch_size=section.batch_size, seed=self.config.seed + 2,
+        by_passage=section.sampling == "passages")
     query_ids = self._pack_queries(queries)
     numbers = retrieval.candidates(
         indexed, query_ids, num=section.num_candidates, null=section.null_passage,
@@ -92,10 +96,17 @@ class Batches:
 class RefreshCallback(keras.callbacks.Callback):
   """Publishes snapshots, watches the refresh job, takes over new indexes, and counts what happened.
 
+  Batches are made some steps before they are trained on. What is counted is the index that the batch
+  of a step was made with: its age, trainer steps since its snapshot, and its staleness, trainer steps
+  between the newest snapshot and its own.
+
   Args:
     write_snapshot: publishes W/snapshots/<step>, given the step; returns the folder.
-    swapper: holds the index in use; asked after every step whether a newer one is ready.
+    swapper: holds the newest index; asked after every step whether a newer one is ready.
     recall: measures retrieval on held-out clozes with an index.
+
+  Attributes:
+    used: the index that the last batch was made with.
   """
 
   def __init__(self, write_snapshot: Callable[[int], str], swapper: retrieval.Swapper, refresher: refresh.Refresher, *, workdir: str,
@@ -104,24 +115,36 @@ class RefreshCallback(keras.callbacks.Callback):
     self.write_snapshot, self.swapper, self.refresher, self.measure_recall = write_snapshot, swapper, refresher, recall
     self.workdir, self.step, self.every_steps = workdir, step, every_steps
     self.snapshot_step = step // every_steps * every_steps
-    self.counts = {name: 0.0 for name in ("refreshes", "steps_during_refreshes", "staleness_steps", "max_staleness_steps")}
+    self.used = swapper.current
+    self._made_with: dict[int, retrieval.IndexedRetriever] = {}  # step -> index; not trained on yet
+    names = ("refreshes", "steps_during_refreshes", "index_age_steps", "max_index_age_steps",
+             "staleness_steps", "max_staleness_steps")
+    self.counts = dict.fromkeys(names, 0.0)
     for row in read_metrics(workdir):
       if row["step"] <= step:
         self.counts.update({name: row[name] for name in self.counts if name in row})
-    self.recall = recall(swapper.current)
+    self.recall = recall(self.used)
+
+  def index_for(self, step: int) -> retrieval.IndexedRetriever:
+    """The index to make the batch of a step with, counted from 0; noted until it is trained on."""
+    self._made_with[step] = self.swapper.current
+    return self._made_with[step]
 
   def on_train_batch_end(self, batch, logs=None):
+    used = self._made_with.pop(self.step)
     self.step += 1
     self.refresher.poll()
     self.counts["steps_during_refreshes"] += self.refresher.running
     if self.step % self.every_steps == 0:
       self.publish()
-    if self.swapper.advance():
+    self.swapper.advance()
+    if used is not self.used:
+      self.used = used
       self.counts["refreshes"] += 1
-      self.recall = self.measure_recall(self.swapper.current)
-    staleness = self.snapshot_step - self.swapper.current.step
-    self.counts["staleness_steps"] = staleness
-    self.counts["max_staleness_steps"] = max(staleness, self.counts["max_staleness_steps"])
+      self.recall = self.measure_recall(used)
+    for name, step in (("index_age_steps", self.step), ("staleness_steps", self.snapshot_step)):
+      self.counts[name] = step - used.step
+      self.counts[f"max_{name}"] = max(self.counts[name], self.counts[f"max_{name}"])
 
   def publish(self) -> str:
     """Writes W/snapshots/<step> and deletes those that nothing uses any more."""
@@ -131,10 +154,10 @@ class RefreshCallback(keras.callbacks.Callback):
     return folder
 
   def metrics(self) -> dict[str, float]:
-    """For metrics.jsonl: the counts, and of the index in use its step, its recall and what its refresh took."""
-    info = artifacts.read_info(self.swapper.current.folder) if artifacts.is_complete(self.swapper.current.folder) else {}
+    """For metrics.jsonl: the counts; of the index used its step, recall and what its refresh took."""
+    info = artifacts.read_info(self.used.folder) if artifacts.is_complete(self.used.folder) else {}
     took = {name: info[name] for name in ("refresh_secs", "passages_per_sec") if name in info}
-    return {**self.counts, "index_step": self.swapper.current.step, **took, **self.recall}
+    return {**self.counts, "index_step": self.used.step, **took, **self.recall}
 
 
 def first_index(config) -> retrieval.IndexedRetriever:
@@ -194,7 +217,8 @@ def train_masked_lm(config, section, workdir: str, batches: Batches, reader: Mas
   if section.steps:
     with settings.scope(config):
       model = RealmModel(None, reader)
-      optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+      optimizer = bert_optimizer(
+          learning_rate=section.learning_rate, steps=section.steps, **config.optimizer)
     training.train(
         model, lambda step: batches.masked_lm(
             step, batch_size=section.batch_size, pretraining_every=section.pretraining_every, indexed=indexed),
@@ -210,11 +234,14 @@ def pretrain(config, workdir: str) -> str:
 
   Raises:
     ArtifactError: inputs missing, or not belonging together.
-    UserError: a corpus of fewer passages than candidates.
+    UserError: a corpus of fewer passages than candidates, or a setting that there is not.
   """
   keras.utils.set_random_seed(config.seed)
   training.check_workdir(workdir, config.realm.steps)
   ownership.check_numbered(os.path.join(workdir, "indexes"), kind=index.KIND)
+  if config.realm.sampling not in SAMPLINGS:
+    raise artifacts.UserError(
+        f"realm.sampling is {config.realm.sampling!r}; use one of {', '.join(SAMPLINGS)}.")
   table = passages.load(config.passages)
   tokenizer = settings.tokenizer(config.passages)
   check_corpus(config, table)
@@ -230,9 +257,8 @@ def pretrain(config, workdir: str) -> str:
     model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
     optimizer = bert_optimizer(
         learning_rate=section.learning_rate, steps=section.steps, slow=retriever.trainable_variables,
-        slow_factor=section.retriever_learning_rate_ratio)
-  start = artifacts.latest(os.path.join(workdir, "checkpoints"))
-  step = artifacts.step_of(start) if start else 0
+        slow_factor=section.retriever_learning_rate_ratio, **config.optimizer)
+  step = training.checkpoint_step(workdir)
   for root in roots.values():
     artifacts.remove_after(root, step)
   matcher = metrics.AnswerMatcher(table.texts)
@@ -246,9 +272,11 @@ def pretrain(config, workdir: str) -> str:
         write_snapshot, swapper, refresher, workdir=workdir, step=step, every_steps=config.refresh.every_steps,
         recall=dev_cloze_recall(config, tokenizer, matcher))
     training.train(
-        model, lambda step: batches.realm(step, indexed=swapper.current), workdir=workdir, steps=section.steps,
-        log_every=section.log_every, checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
-        jit_compile=config.jit_compile, optimizer=optimizer, extra_metrics=refreshing.metrics, callbacks=[refreshing])
+        model, lambda step: batches.realm(step, indexed=refreshing.index_for(step)),
+        workdir=workdir, steps=section.steps, log_every=section.log_every,
+        checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
+        jit_compile=config.jit_compile, optimizer=optimizer, extra_metrics=refreshing.metrics,
+        callbacks=[refreshing])
   last = artifacts.step_folder(roots["snapshots"], section.steps)
   if not artifacts.is_complete(last):
     last = refreshing.publish()

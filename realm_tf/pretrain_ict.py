@@ -30,7 +30,8 @@ def pretrain_ict(config, workdir: str) -> str:
   retriever = settings.new_retriever(config, tokenizer)
   with settings.scope(config):
     model = IctModel(retriever)
-    optimizer = bert_optimizer(learning_rate=config.ict.learning_rate, steps=config.ict.steps)
+    optimizer = bert_optimizer(
+        learning_rate=config.ict.learning_rate, steps=config.ict.steps, **config.optimizer)
   data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length,
                               passage_length=config.retriever.passage_length, removal_rate=config.ict.removal_rate)
   if config.ict.steps:

@@ -47,7 +47,10 @@ class IndexedRetriever:
 
   def search(self, query_ids: np.ndarray, num: int) -> Found:
     """The `num` best passages of packed queries [B, Lq] int32."""
-    queries = self.retriever.query_tower.predict_on_batch(query_ids)
+    return self.find(self.retriever.query_tower.predict_on_batch(query_ids), num)
+
+  def find(self, queries: np.ndarray, num: int) -> Found:
+    """The `num` best passages of query vectors [B, D] float32."""
     result = self.searcher.search(tf.constant(queries), num)
     return Found(result.numbers.numpy(), result.scores.numpy())
 

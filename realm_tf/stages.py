@@ -87,7 +87,8 @@ def corpus(config) -> list[Stage]:
                    f"--num_entities={section.num_entities}"),
         inputs=(), outputs=(os.path.join(folder, "facts.jsonl"),), folder=folder, leaves=_CORPUS_FILES))
   beam = ("--", *section.beam_args) if section.beam_args else ()
-  tagger = () if section.tagger == "rules" or section.tagger.startswith("spacy:") else (section.tagger,)  # its folder
+  has_name = section.tagger == "rules" or section.tagger.startswith("spacy:")
+  tagger = () if has_name else (section.tagger,)
 
   def passages(name: str, articles: str, output: str, vocabulary: Sequence[str]) -> Stage:
     also = [flag.partition("=")[2] for flag in vocabulary if not flag.startswith("--vocab_size=")]
@@ -138,12 +139,15 @@ def warm_starts(config, config_path: str, overrides: Mapping[str, object]) -> li
   mlm, ict, found = config.mlm.workdir, config.ict.workdir, []
   if config.mlm.steps:
     found.append(_trainer(
-        "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm, inputs=(config.passages, *spans, *_preset(config)),
-        outputs=(_snapshot(mlm, config.mlm.steps),), sections=("seed", "encoder", "retriever", "reader", "masking", "mlm")))
+        "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm,
+        inputs=(config.passages, *spans, *_preset(config)),
+        outputs=(_snapshot(mlm, config.mlm.steps),),
+        sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "mlm")))
   return found + [_trainer(
       "ict", "pretrain_ict", config_path, overrides, workdir=ict,
       inputs=(config.passages, *(_warm(config) if config.ict.from_mlm else ()), *_preset(config)),
-      outputs=(_snapshot(ict, config.ict.steps),), sections=("seed", "encoder", "retriever", "ict"))]
+      outputs=(_snapshot(ict, config.ict.steps),),
+      sections=("seed", "optimizer", "encoder", "retriever", "ict"))]
 
 
 def _warm(config) -> Sequence[str]:
@@ -170,7 +174,8 @@ def realm(config, config_path: str, overrides: Mapping[str, object], *, name: st
       name, "pretrain", config_path, overrides, workdir=workdir, differs=differs,
       inputs=(config.passages, *spans, *_warm(config), ict, *_preset(config)),
       outputs=(_snapshot(workdir, config.realm.steps), _index(workdir, config.realm.steps), _index(ict, config.ict.steps)),
-      sections=("seed", "encoder", "retriever", "reader", "masking", "warmup", "searcher", "realm", "refresh"))
+      sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "warmup", "searcher",
+                "realm", "refresh"))
 
 
 def zero_shot(config, kind: str, *, name: str, workdir: str, bm25: bool = False) -> Stage:
@@ -221,11 +226,13 @@ def fine_tuning(config, config_path: str, overrides: Mapping[str, object], *, na
     inputs: the workdirs that it starts from.
   """
   workdir = os.path.join(config.finetune.workdir, name)
+  dev = (config.finetune.dev_questions,) if config.finetune.dev_questions else ()
   found = [_trainer(
       f"finetune {name}", "finetune", config_path, overrides, workdir=workdir,
       differs={f"finetune.{key}": value for key, value in differs.items()},
-      inputs=(config.passages, config.finetune.questions, *inputs),
-      outputs=(_snapshot(workdir, config.finetune.steps),), sections=("seed", "retriever", "finetune"))]
+      inputs=(config.passages, config.finetune.questions, *dev, *inputs),
+      outputs=(_snapshot(workdir, config.finetune.steps),),
+      sections=("seed", "optimizer", "retriever", "finetune"))]
   if config.evaluate.questions:
     output = predictions(config, name)
     found.append(Stage(

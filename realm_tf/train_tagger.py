@@ -216,10 +216,12 @@ def train_tagger(config, workdir: str) -> str:
         file=sys.stderr)
   tagger = new_tagger(config, tokenizer, num_types=len(types))
   data = Examples(sentences, tokenizer=tokenizer, types=types, length=section.length)
+  optimizer = bert_optimizer(
+      learning_rate=section.learning_rate, steps=section.steps, **config.optimizer)
   training.train(
       TaggerModel(tagger), lambda step: data.batch(step, batch_size=section.batch_size, seed=config.seed), workdir=workdir,
       steps=section.steps, log_every=section.log_every, checkpoint_every=section.checkpoint_every, batch_size=section.batch_size,
-      jit_compile=config.jit_compile, optimizer=bert_optimizer(learning_rate=section.learning_rate, steps=section.steps))
+      jit_compile=config.jit_compile, optimizer=optimizer)
 
   exported = span_tagger.SpanTagger(tagger, tokenizer, types=types, length=section.length)
   scores = score_held_out(exported, held_out)

@@ -14,6 +14,7 @@ from realm_tf.progress import METRICS, MetricsLog, read_metrics
 
 CHECKPOINT = "checkpoint"
 _RATE = "examples_per_sec"  # in every row of metrics.jsonl
+DEV_EXACT_MATCH = "dev_exact_match"
 
 
 class TrainingError(artifacts.UserError):
@@ -43,7 +44,8 @@ def check_workdir(workdir: str, steps: int) -> None:
 
 def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]], *, workdir: str, steps: int, log_every: int,
           checkpoint_every: int, optimizer: keras.optimizers.Optimizer, batch_size: int, jit_compile: bool = False,
-          extra_metrics: Callable[[], Mapping[str, float]] = dict, callbacks: Sequence[keras.callbacks.Callback] = ()) -> None:
+          extra_metrics: Callable[[], Mapping[str, float]] = dict, callbacks: Sequence[keras.callbacks.Callback] = (),
+          best: "KeepBest | None" = None) -> None:
   """Runs Keras' `fit`, resuming from W's newest checkpoint.
 
   Args:
@@ -52,6 +54,7 @@ def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]]
     steps: to stop after.
     log_every: steps between rows of metrics.jsonl; a Keras "epoch" here. Divides `steps` and `checkpoint_every`.
     extra_metrics: further values for those rows.
+    best: keeps the best weights, which the caller takes afterwards.
 
   Raises:
     UserError: something of somebody else's stands in the workdir.
@@ -87,7 +90,8 @@ def train(model: keras.Model, batches: Callable[[int], Mapping[str, np.ndarray]]
         stream() if strategy.num_replicas_in_sync == 1 else _dataset(stream), steps_per_epoch=log_every, shuffle=False,
         initial_epoch=start // log_every, epochs=steps // log_every,
         verbose=1 if sys.stderr.isatty() else 2,
-        callbacks=[_Report(workdir, start, log_every, checkpoint_every, batch_size, extra_metrics), *callbacks])
+        callbacks=[_Report(workdir, start, log_every, checkpoint_every, batch_size, extra_metrics, best),
+                   *callbacks, *([best] if best else ())])
   except Exception as error:
     if failed and error is not failed[0]:
       raise failed[0] from error  # tf.data wraps it in an UnknownError with a traceback in its message
@@ -100,13 +104,19 @@ def _dataset(stream: Callable) -> tf.data.Dataset:
   return tf.data.Dataset.from_generator(stream, output_signature=spec)
 
 
+def checkpoint_step(workdir: str) -> int:
+  """The step of W's newest checkpoint, or 0."""
+  folder = artifacts.latest(os.path.join(workdir, "checkpoints"))
+  return artifacts.step_of(folder) if folder else 0
+
+
 def restore(model: keras.Model, workdir: str) -> int:
   """Loads W's newest checkpoint (weights and optimizer) into a compiled model; its step, or 0."""
-  folder = artifacts.latest(os.path.join(workdir, "checkpoints"))
-  if folder is None:
-    return 0
-  snapshots.load_weights(model, os.path.join(folder, "train.weights.h5"))
-  return artifacts.step_of(folder)
+  step = checkpoint_step(workdir)
+  if step:
+    folder = artifacts.step_folder(os.path.join(workdir, "checkpoints"), step)
+    snapshots.load_weights(model, os.path.join(folder, "train.weights.h5"))
+  return step
 
 
 def save(model: keras.Model, workdir: str, step: int) -> None:
@@ -117,13 +127,65 @@ def save(model: keras.Model, workdir: str, step: int) -> None:
   artifacts.prune(root, newest=2)
 
 
+class KeepBest(keras.callbacks.Callback):
+  """Measures exact match on dev questions every so many steps, and keeps the best snapshot.
+
+  The best so far stands in W/best, so a run that was killed goes on with it.
+
+  Args:
+    measure: the model as it is now → exact match, 0 to 1.
+    write_snapshot: a root, a step and more for info.json → publishes a snapshot of the model there.
+    restore: gives the model the weights of such a snapshot.
+    workdir: W.
+    every_steps: between two measurements; the model is also measured after the last step, `steps`.
+  """
+
+  def __init__(self, measure: Callable[[], float], write_snapshot: Callable[[str, int, dict], str],
+               restore: Callable[[str], None], *, workdir: str, every_steps: int, steps: int):
+    super().__init__()
+    self.measure, self.write_snapshot, self.restore = measure, write_snapshot, restore
+    self.root, self.step = os.path.join(workdir, "best"), checkpoint_step(workdir)
+    self.every_steps, self.steps = every_steps, steps
+    self.measured: dict[str, float] = {}  # for metrics.jsonl: dev_exact_match, after a step that was measured
+
+  def on_train_batch_end(self, batch, logs=None):
+    self.step += 1
+    self.measured = {}
+    if self.step % self.every_steps and self.step != self.steps:
+      return
+    self.measured = {DEV_EXACT_MATCH: self.measure()}
+    best = self._best()
+    if best is None or self.measured[DEV_EXACT_MATCH] > artifacts.read_info(best)[DEV_EXACT_MATCH]:
+      kept = self.write_snapshot(self.root, self.step, self.measured)
+      for folder in artifacts.complete_folders(self.root):
+        if folder != kept:
+          artifacts.remove(folder)
+
+  def take(self) -> dict:
+    """Gives the model its best weights; returns what info.json should say of them.
+
+    Nothing happens where nothing was measured: in a run that had ended before there were dev questions.
+    """
+    best = self._best()
+    if best is None:
+      return {}
+    self.restore(best)
+    info = artifacts.read_info(best)
+    return {"best_step": info["step"], DEV_EXACT_MATCH: info[DEV_EXACT_MATCH]}
+
+  def _best(self) -> str | None:
+    """The best snapshot, the earliest of equals."""
+    exact_match = lambda folder: artifacts.read_info(folder)[DEV_EXACT_MATCH]
+    return max(artifacts.complete_folders(self.root), key=exact_match, default=None)
+
+
 class _Report(keras.callbacks.Callback):
   """metrics.jsonl, TensorBoard, checkpoints, and a stop when the loss is not finite."""
 
-  def __init__(self, workdir, start, log_every, checkpoint_every, batch_size, extra_metrics):
+  def __init__(self, workdir, start, log_every, checkpoint_every, batch_size, extra_metrics, best):
     super().__init__()
     self.workdir, self.step, self.log_every, self.checkpoint_every = workdir, start, log_every, checkpoint_every
-    self.batch_size, self.extra_metrics = batch_size, extra_metrics
+    self.batch_size, self.extra_metrics, self.best = batch_size, extra_metrics, best
     self.log, self.since = MetricsLog(workdir, start_step=start), time.monotonic()
 
   def on_train_batch_end(self, batch, logs=None):
@@ -135,6 +197,8 @@ class _Report(keras.callbacks.Callback):
     secs = time.monotonic() - self.since
     self.since = time.monotonic()
     rate = self.log_every * self.batch_size / secs
-    self.log.write(self.step, {**logs, _RATE: rate, "secs": secs, **self.extra_metrics()})
+    measured = self.best.measured if self.best else {}
+    self.log.write(
+        self.step, {**logs, _RATE: rate, "secs": secs, **self.extra_metrics(), **measured})
     if self.step % self.checkpoint_every == 0:
       save(self.model, self.workdir, self.step)

@@ -35,14 +35,15 @@ def test_each_row_differs_from_realm_in_what_its_name_says():
 
 
 def test_table_and_orderings():
-  found = {"REALM": {0: {"exact_match": 0.52, "zero_shot": 0.7}, 1: {"exact_match": 0.3, "zero_shot": 0.9}},
+  found = {"REALM": {0: {"exact_match": 0.52, "zero_shot": 0.7, "max_index_age_steps": 70.0},
+                    1: {"exact_match": 0.3, "zero_shot": 0.9, "max_index_age_steps": 85.0}},
            "baseline (ORQA)": {0: {"exact_match": 0.4, "zero_shot": 0.2}, 1: {"exact_match": 0.4, "zero_shot": 0.3}},
            "30x stale index": {1: {"exact_match": 0.25, "zero_shot": 0.5}}}
   table, orderings = ablations.table_of(found), ablations.orderings_of(found)
   print(table, orderings, sep="\n")
   rows = [re.split("  +", line.strip()) for line in table.splitlines()]
-  assert ["REALM", "38.2", "41.0 ± 15.6", "38.5", "80.0 ± 14.1", "2"] in rows
-  assert ["30x stale index", "28.7", "25.0", "15.1", "50.0", "1"] in rows
-  assert ["REALM with random span masks", "35.3", "-", "26.1", "-", "0"] in rows
+  assert ["REALM", "38.2", "41.0 ± 15.6", "38.5", "80.0 ± 14.1", "85", "2"] in rows
+  assert ["30x stale index", "28.7", "25.0", "15.1", "50.0", "-", "1"] in rows
+  assert ["REALM with random span masks", "35.3", "-", "26.1", "-", "-", "0"] in rows
   assert re.search(r"REALM +> +baseline \(ORQA\) +exact match +1 of 2 +\+1\.0 \(-10\.0 to \+12\.0\)", orderings)
   assert re.search(r"REALM +> +30x stale index +zero-shot recall@5 +1 of 1 +\+40\.0", orderings) and "uniform" not in orderings

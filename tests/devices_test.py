@@ -26,9 +26,10 @@ config = module.get_config()
 config.encoder.dropout = config.retriever.dropout = 0.0
 config.ict.update(steps=6, batch_size=8, log_every=2, checkpoint_every=2)
 config.warmup.steps = 0
-config.realm.update(steps=6, batch_size=4, log_every=2, checkpoint_every=6)
+config.realm.update(steps=6, batch_size=4, log_every=2, checkpoint_every=6, per_token=True)  # masks of all devices count alike
 config.refresh.update(every_steps=6, start_job=False)
-config.finetune.update(steps=6, sync_steps=100)  # retrieval stays: when it moves depends on how far batches are made ahead
+config.finetune.update(steps=6, sync_steps=100, dev_questions=config.run_dir + "/corpus/questions.dev.jsonl", eval_every=2)
+# retrieval stays: when it moves depends on how far batches are made ahead
 from realm_tf import finetune, pretrain, pretrain_ict
 for number in numbers:
   config.num_devices = int(number)
@@ -56,9 +57,11 @@ def test_two_devices_are_one(toy, tmp_path, kind):
   done = train(toy, kind, str(tmp_path), 1, 2)
   assert done.returncode == 0, done.stderr[-3000:]
   rows = [[json.loads(line) for line in open(tmp_path / str(num) / "metrics.jsonl", encoding="utf-8")] for num in (1, 2)]
-  names = {"ict": ("loss", "accuracy", "accuracy_removed", "removed"),
-           "realm": ("loss", "retrieval_utility", "prior_entropy", "null_prior"),
-           "finetune": ("loss", "retriever_loss", "reader_loss", "reader_exact_match")}[kind]
+  names = {
+    "ict": ("loss", "accuracy", "accuracy_removed", "removed"),
+    "realm": ("loss", "retrieval_utility", "prior_entropy", "null_prior"),
+    "finetune": ("loss", "retriever_loss", "reader_loss", "reader_exact_match", "dev_exact_match"),
+  }[kind]
   assert len(rows[0]) == len(rows[1]) == 3
   for one, two in zip(*rows):
     print(one["step"], {name: (one[name], two[name]) for name in names})

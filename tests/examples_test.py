@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from realm_tf import artifacts, evaluate, examples, passages
+from realm_tf import answering, artifacts, examples, passages
 from realm_tf.passages import Ragged
 from realm_tf.tokenization import SPECIAL, Tokenizer
 from tests.conftest import eagerly
@@ -506,7 +506,9 @@ def test_answer_text_keeps_case_and_accents(tokenizer, tmp_path):
   for answer, wanted in (("Rontgen", ["Röntgen"]), ("ron", ["Rön"]), ("lennep", ["LENNEP"]), ("A PRIZE", ["a prize"])):
     correct = examples.answer_spans(ids, segments, tokenizer([answer]).to_list(), tokenizer=tokenizer, max_span=4)
     correct[0] = 0
-    found = evaluate.best_answer(correct, np.ones_like(correct), ids, segments, numbers, np.zeros(2), table, continues=tokenizer.continues)
+    found = answering.best_answer(
+        correct, np.ones_like(correct), ids, segments, numbers, np.zeros(2), table,
+        continues=tokenizer.continues)
     print(answer, "→", found.text, found.byte_span)
     assert [found.text] == wanted and found.read_from == 1
     assert text.encode()[slice(*found.byte_span)].decode() == found.text

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -73,18 +74,75 @@ def test_span_reader_starts_from_the_masked_reader(toy):
     np.testing.assert_array_equal(got, wanted)
 
 
+class Constant:
+  """Stands in for a tower of two weights that are always set together; both setting and embedding take their time."""
+
+  def __init__(self, pause_secs: float):
+    self.weights, self.pause_secs = [0.0, 0.0], pause_secs
+
+  def get_weights(self) -> list[float]:
+    return list(self.weights)
+
+  def set_weights(self, weights: list[float]) -> None:
+    for at, weight in enumerate(weights):
+      self.weights[at] = weight
+      time.sleep(self.pause_secs)
+
+  def predict_on_batch(self, query_ids):
+    first = self.weights[0]
+    time.sleep(self.pause_secs)
+    return np.array([[first, self.weights[1]]])
+
+
 def test_retrieval_follows_the_question_tower():
-  live, searching = (keras.Sequential([keras.layers.Input([2]), keras.layers.Dense(1)]) for _ in range(2))
+  live, searching = Constant(0), Constant(0)
   follows = finetune.SyncTower(live, searching, every_steps=3)
-  same = lambda: np.array_equal(live.get_weights()[0], searching.get_weights()[0])
-  follows.on_train_begin()
-  seen = [same()]
+  seen = [follows.embed(None)[0, 0]]  # before training begins
   for step in range(7):
-    live.layers[0].kernel.assign_add([[1.0], [1.0]])
+    live.weights = [step + 1.0, step + 1.0]
     follows.on_train_batch_end(step)
-    seen.append(same())
-  print(seen)
-  assert seen == [True, False, False, True, False, False, True, False]
+    seen.append(follows.embed(None)[0, 0])
+  assert seen == [0, 0, 0, 3, 3, 3, 6, 6], "weights that questions are embedded by, after each step"
+
+
+def test_a_run_that_goes_on_searches_by_its_own_weights():
+  """What training was restored to stands in the live tower alone."""
+  live, searching = Constant(0), Constant(0)
+  follows = finetune.SyncTower(live, searching, every_steps=3)
+  live.weights = [5.0, 5.0]
+  assert follows.embed(None).tolist() == [[5.0, 5.0]], "the batch that Keras makes first"
+  live.weights = [6.0, 6.0]
+  follows.on_train_begin()
+  assert follows.embed(None).tolist() == [[6.0, 6.0]]
+
+
+def test_no_question_is_embedded_by_weights_of_two_steps():
+  """The tower's weights are set slowly while another thread embeds with it; training does not wait for either."""
+  live, searching = Constant(0), Constant(0.01)
+  follows = finetune.SyncTower(live, searching, every_steps=1)
+  follows.on_train_begin()
+  seen, stop = [], threading.Event()
+
+  def embed():
+    while not stop.is_set():
+      seen.append(follows.embed(None)[0].tolist())
+
+  threads = [threading.Thread(target=embed) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  longest = 0.0
+  for step in range(100):
+    live.weights = [step + 1.0, step + 1.0]
+    started = time.perf_counter()
+    follows.on_train_batch_end(step)
+    longest = max(longest, time.perf_counter() - started)
+    time.sleep(0.005)
+  stop.set()
+  for thread in threads:
+    thread.join()
+  assert all(first == second for first, second in seen), f"weights of two steps at once in {seen}"
+  assert len(set(map(tuple, seen))) > 3, f"new weights are taken up as training goes on: {seen}"
+  assert longest < 0.5, f"training waited {longest:.3f} s"
 
 
 # -------------------------------------------------------------------------------------------------------------- labels
@@ -316,6 +374,71 @@ def test_reader_learns_expressions(toy, tmp_path):
   assert got["exact_match"] > 0.5
 
 
+# ------------------------------------------------------------------------------------------------- the best on dev
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_snapshot_with_the_best_exact_match_on_dev_is_published(
+  system, toy, tmp_path, monkeypatch
+):
+  """And what is measured while training is what evaluation says of it; here the best is not the last."""
+  workdir, path, measured = str(tmp_path / "W"), toy.path("corpus/questions.dev.jsonl"), []
+  exact_match_of = closed_book.exact_match_of
+
+  def recorded(rows, texts):
+    measured.append(exact_match_of(rows, texts))
+    return measured[-1] + (len(measured) == 1)  # the first is said to be the best
+
+  monkeypatch.setattr(closed_book, "exact_match_of", recorded)
+  config = dict(finetune__dev_questions=path, finetune__eval_every=2, finetune__learning_rate=3e-2)
+  with eagerly():
+    last = fine_tune(toy, workdir, system, **config)
+  info = artifacts.read_info(last)
+  assert (
+    last.endswith("/snapshots/00000004")
+    and info["best_step"] == 2
+    and info["dev_exact_match"] == measured[0] + 1
+  )
+  scores = [row["dev_exact_match"] for row in progress.read_metrics(workdir)]
+  assert scores == [measured[0] + 1, measured[1]]
+  monkeypatch.undo()
+  assert score(workdir, questions_path=path)["exact_match"] == pytest.approx(measured[0])
+  kept = os.path.join(workdir, "best/00000002")
+  same_weights(last, kept)
+  again = fine_tune(toy, workdir, system, **config)  # there is nothing more to do
+  same_weights(again, kept)
+  assert artifacts.read_info(again)["best_step"] == 2 and again == last
+
+
+def same_weights(got: str, wanted: str) -> None:
+  """All models of two snapshots are the same, and a learned weight of BM25's scores."""
+  infos = [artifacts.read_info(folder) for folder in (got, wanted)]
+  assert infos[0]["config"] == infos[1]["config"] and infos[0].get("score_weight") == infos[1].get(
+    "score_weight"
+  )
+  for name in infos[0]["config"]:
+    models = [snapshots.load_model(folder, name) for folder in (got, wanted)]
+    for one, other in zip(models[0].weights, models[1].weights, strict=True):
+      np.testing.assert_array_equal(
+        one, other, err_msg=f"{name} of {got} and of {wanted}: {other.path}"
+      )
+
+
+def test_eval_every_must_fit_the_rows_of_metrics(toy, tmp_path):
+  for every in (0, 3):
+    with pytest.raises(
+      artifacts.UserError,
+      match=f"eval_every is {every}; with dev_questions it must be a multiple of finetune.log_every, 2",
+    ):
+      fine_tune(
+        toy,
+        str(tmp_path),
+        "dense",
+        finetune__dev_questions=toy.path("corpus/questions.dev.jsonl"),
+        finetune__eval_every=every,
+      )
+
+
 # ------------------------------------------------------------------------------------------- refresh while fine-tuning
 
 
@@ -337,6 +460,9 @@ def refreshed(toy, tmp_path_factory) -> Refreshed:
   over = finetune.QaExamples.over
 
   def recorded(data, search, embeddings):
+    if len(data.rows) < 100:
+      return over(data, search, embeddings)  # the dev questions
+
     def watched(query_ids, texts):
       found = search(query_ids, texts)
       seen.append((embeddings, query_ids, found.numbers))
@@ -350,14 +476,23 @@ def refreshed(toy, tmp_path_factory) -> Refreshed:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(finetune.QaExamples, "over", recorded)
     patch.chdir(REPOSITORY)  # where the refresh job is started
-    last = fine_tune(toy, workdir, "dense", finetune__refresh_every_steps=10, finetune__steps=60, finetune__log_every=10,
-                     finetune__checkpoint_every=30, refresh__job_args=("--poll_secs=0.1", "--nojit_compile", "--keep=100"))
+    last = fine_tune(
+      toy,
+      workdir,
+      "dense",
+      finetune__refresh_every_steps=10,
+      finetune__steps=60,
+      finetune__log_every=10,
+      finetune__checkpoint_every=30,
+      refresh__job_args=("--poll_secs=0.1", "--nojit_compile", "--keep=100"),
+      finetune__dev_questions=toy.path("corpus/questions.dev.jsonl"),
+      finetune__eval_every=20,
+    )
   return Refreshed(workdir, last, progress.read_metrics(workdir), seen)
 
 
 def test_query_tower_index_and_embeddings_are_taken_over_together(refreshed, toy):
   end = refreshed.rows[-1]
-  print({name: end[name] for name in ("refreshes", "steps_during_refreshes", "staleness_steps", "max_staleness_steps", "index_step")})
   assert end["refreshes"] >= 1 and end["steps_during_refreshes"] > 0 and end["index_step"] % 10 == 0 < end["index_step"]
   assert refreshed.rows[0]["index_step"] == 0 and len(refreshed.seen) >= 60
   known = {0: (toy.path("ict/indexes/00000000"), toy.path("ict/snapshots/00000000"))} | {
@@ -367,11 +502,32 @@ def test_query_tower_index_and_embeddings_are_taken_over_together(refreshed, toy
   steps = [next(step for step, (vectors, _) in known.items() if np.array_equal(vectors, embeddings)) for embeddings, *_ in refreshed.seen]
   print(f"indexes in use: {steps}")
   assert steps == sorted(steps) and steps[0] == 0 and len(set(steps)) > 1
-  assert len(set(steps)) - 1 in (end["refreshes"], end["refreshes"] - 1)  # the last one may have come after the last batch
+  assert len(set(steps)) - 1 == end["refreshes"] and end["index_step"] == steps[-1]
+  assert end["index_age_steps"] == 60 - steps[-1] and end["max_index_age_steps"] == max(
+    step - used for step, used in enumerate(steps[-60:], 1)
+  ), "steps between a batch and the snapshot of its index"
   for step in set(steps):
     embeddings, query_ids, numbers = refreshed.seen[steps.index(step)]
     scores = np.array(known[step][1].embed_queries(query_ids), np.float64) @ embeddings.T
     np.testing.assert_allclose(np.take_along_axis(scores, numbers, 1), -np.sort(-scores)[:, :8], atol=1e-5)
+
+
+def test_best_snapshot_of_both_towers_is_published_with_its_own_index(refreshed):
+  """An index is made of it, whichever was made of the last step's weights."""
+  scores = {
+    row["step"]: row["dev_exact_match"] for row in refreshed.rows if "dev_exact_match" in row
+  }
+  info = artifacts.read_info(refreshed.last)
+  assert list(scores) == [20, 40, 60] and scores[info["best_step"]] == info[
+    "dev_exact_match"
+  ] == max(scores.values())
+  best = os.path.join(refreshed.workdir, "best", f"{info['best_step']:08d}")
+  assert os.listdir(os.path.join(refreshed.workdir, "best")) == [os.path.basename(best)]
+  same_weights(refreshed.last, best)
+  made_from = artifacts.read_info(os.path.join(refreshed.workdir, "indexes/00000060"))["inputs"][
+    "snapshot"
+  ]["fingerprint"]
+  assert made_from == info["fingerprint"]
 
 
 def test_last_snapshot_of_both_towers_has_its_own_index(refreshed, toy):
@@ -396,8 +552,17 @@ def test_last_snapshot_of_both_towers_has_its_own_index(refreshed, toy):
 def test_finished_run_is_not_trained_again(refreshed, toy, monkeypatch):
   monkeypatch.chdir(REPOSITORY)
   before = artifacts.read_info(refreshed.last)
-  again = fine_tune(toy, refreshed.workdir, "dense", finetune__refresh_every_steps=10, finetune__steps=60, finetune__log_every=10,
-                    finetune__checkpoint_every=30)
+  again = fine_tune(
+    toy,
+    refreshed.workdir,
+    "dense",
+    finetune__refresh_every_steps=10,
+    finetune__steps=60,
+    finetune__log_every=10,
+    finetune__checkpoint_every=30,
+    finetune__dev_questions=toy.path("corpus/questions.dev.jsonl"),
+    finetune__eval_every=20,
+  )
   assert again == refreshed.last and artifacts.read_info(again) == before
 
 

@@ -74,9 +74,37 @@ def test_marginal_masked_lm(per_token):
   loss, likelihood, prior = marginal_by_hand(token_log_probs, scores, target_mask, per_token)
   got = losses.marginal_masked_lm(token_log_probs, scores, target_mask, per_token=per_token)
   close(got.loss, loss, f"marginal loss, per_token={per_token}")
+  np.testing.assert_array_equal(
+    got.weight, target_mask.sum(-1) if per_token else np.ones(4), "weights in the batch's mean"
+  )
   close(got.log_likelihoods, np.log(likelihood), "log p(y|z,x)")
   close(got.log_prior, np.log(prior), "log p(z|x)")
   assert loss[3] == 0 and (loss[:3] > 0).all()
+
+
+def released_loss(gold_log_probs, candidate_score, mlm_mask) -> float:
+  """The loss of a batch: google-research/language, realm/model.py, "Compute marginal log-likelihood", in float64."""
+  gold_log_probs, candidate_score = (
+    gold_log_probs.astype(np.float64),
+    candidate_score.astype(np.float64),
+  )
+  candidate_log_probs = candidate_score - np.log(np.exp(candidate_score).sum(-1, keepdims=True))
+  joint_gold_log_probs = candidate_log_probs[..., None] + gold_log_probs  # [B, C, M]
+  marginal_gold_log_probs = np.log(np.exp(joint_gold_log_probs).sum(1))  # [B, M]
+  return -(marginal_gold_log_probs * mlm_mask).sum() / mlm_mask.sum()
+
+
+def test_batch_of_different_numbers_of_masks_against_the_released_loss():
+  """Every mask counts the same, in whichever query it stands; a query without any counts for nothing."""
+  token_log_probs, scores = -np.abs(draw(13, 4, 3, 5, scale=3)), draw(14, 4, 3, scale=2)
+  target_mask = np.array(
+    [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], np.float32
+  )
+  got = losses.marginal_masked_lm(token_log_probs, scores, target_mask, per_token=True)
+  loss, weight = (keras.ops.convert_to_numpy(part) for part in (got.loss, got.weight))
+  wanted, by_query = released_loss(token_log_probs, scores, target_mask), loss[:3].mean()
+  assert abs(by_query - wanted) > 0.1, "the mean over queries is something else"
+  np.testing.assert_allclose((loss * weight).sum() / weight.sum(), wanted, rtol=1e-6)
 
 
 def test_both_marginals_agree_on_one_mask_and_differ_on_more():

@@ -1,13 +1,24 @@
 """configs/paper.py is the paper's: its values, its parameter counts, and one step of each stage at full model size."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from beam_jobs import annotate_spans, make_passages
-from configs import paper
-from realm_tf import examples, finetune, passages, pretrain, questions, retrieval, settings, training
+from configs import paper, tagger
+from realm_tf import (
+  examples,
+  finetune,
+  passages,
+  pipeline,
+  pretrain,
+  questions,
+  retrieval,
+  settings,
+  training,
+)
 from realm_tf.models.ict import IctModel
 from realm_tf.models.realm import RealmModel
 from realm_tf.models.span_reader import SpanReader
@@ -55,19 +66,71 @@ def test_values_of_the_paper():
   f = c.finetune
   assert (f.learning_rate, f.beam, f.num_read, f.reader_length, f.max_span, f.span_dim) == (1e-5, 5000, 5, 320, 10, 256)
   assert not f.refresh_every_steps and f.has_answer == "raw"
+  assert (c.optimizer.bias_correction, c.optimizer.min_warmup_steps) == (False, 100)  # BERT's
+  assert c.realm.sampling == "passages"  # as released: each once an epoch, with one of its spans
+  assert (
+    c.corpus.tagger == "data/tagger/tagger"
+  )  # BERT as it learns names from CoNLL-2003, not the rules
   for name, train in (("nq", 79_168), ("webquestions", 3_417), ("curatedtrec", 1_353)):
     variant = paper.get_config(f"{name}+cc_news")
     epochs = variant.finetune.steps * variant.finetune.batch_size / train
-    print(f"{name}: {variant.finetune.steps} steps, {epochs:.1f} epochs; X: {variant.corpus.pretraining}")
+    assert (
+      variant.finetune.dev_questions == f"data/{name}/dev.jsonl"
+      and variant.finetune.eval_every % variant.finetune.log_every == 0
+    )
+    assert 0.5 < variant.finetune.eval_every / train <= 1, (
+      "dev questions are asked about once an epoch"
+    )
     assert 19.5 < epochs <= 20 and variant.corpus.pretraining == "data/cc_news/*.jsonl" and name in variant.finetune.questions
     assert variant.spans != variant.knowledge_spans and paper.get_config(name).spans == paper.get_config(name).knowledge_spans
   with pytest.raises(ValueError, match="paper.py:trivia is unknown; wanted one of nq, webquestions, curatedtrec"):
     paper.get_config("trivia")
 
 
+def test_what_is_missing_is_said_before_work_begins(tmp_path):
+  """All of it in one line, the tagger among it; and how to train that one stands in the config."""
+  for folder in ("wikipedia/AA", "nq"):
+    (tmp_path / folder).mkdir(parents=True)
+  (tmp_path / "wikipedia/AA/wiki_00").write_text("")
+  (tmp_path / "nq/train.jsonl").write_text("")
+  c = paper.get_config("nq")
+  c.data_dir, c.run_dir = str(tmp_path), str(tmp_path / "run")
+  with pytest.raises(pipeline.PipelineError) as caught:
+    pipeline.run(c, config_path="configs/paper.py:nq", overrides={})
+  said = str(caught.value)
+  assert f"missing, and made by no stage: {tmp_path}/tagger/tagger (for spans)" in said
+  assert (
+    f"{tmp_path}/nq/dev.jsonl (for finetune realm)" in said
+    and f"{tmp_path}/nq/test.jsonl (for " in said
+  ), said
+  assert "wiki_" not in said and "train.jsonl" not in said and not (tmp_path / "run").exists(), said
+  assert (
+    "python -m realm_tf.train_tagger" in paper.__doc__ and "--workdir=DATA/tagger " in paper.__doc__
+  )
+
+
+def test_command_of_the_tagger_fits_its_config():
+  """Every setting that the docstring's command gives is one of configs/tagger.py's, of a type that fits."""
+  command = paper.__doc__.split("realm_tf.train_tagger")[1].split("\n\n")[0]
+  config = tagger.get_config()
+  for name, value in re.findall(r"--config\.(\S+)=(\S+)", command):
+    *sections, last = name.split(".")
+    part = config
+    for section in sections:
+      part = part[section]
+    part[last] = type(part[last])(value)  # a KeyError or ValueError says which
+  section = config.tagger
+  assert section.steps % section.log_every == 0 == section.checkpoint_every % section.log_every
+  assert (
+    "conll2003/eng.train" in section.train and config.vocab == config.encoder.preset == "DATA/bert"
+  )
+
+
 def step(model, batch, tmp_path, section) -> float:
   """The loss of one training step."""
-  optimizer = bert_optimizer(learning_rate=section.learning_rate, steps=section.steps)
+  optimizer = bert_optimizer(
+    learning_rate=section.learning_rate, steps=section.steps, **paper.get_config().optimizer
+  )
   with eagerly():
     training.train(model, lambda _: batch, workdir=str(tmp_path), steps=1, log_every=1, checkpoint_every=2,
                    batch_size=len(batch["query_ids"]), optimizer=optimizer)

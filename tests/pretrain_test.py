@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ class Run:
   rows: list[dict]
   numbers: np.ndarray
   own: np.ndarray
+  made_with: list[int]  # the step of the index that each step's candidates came from
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,12 @@ def run(toy, tmp_path_factory) -> Run:
   workdir = str(tmp_path_factory.mktemp("realm"))
   config = toy.config(spans=toy.config().knowledge_spans, realm__steps=120, realm__log_every=10, realm__checkpoint_every=60,
                       refresh__every_steps=20)
-  numbers, own = [], []
+  numbers, own, made_with = [], [], []
 
   def recorded(indexed, query_ids, **what):
     found = retrieval_candidates(indexed, query_ids, **what)
     if what["null"]:  # not the warm-up's
-      numbers.append(found), own.append(what["own_passages"])
+      numbers.append(found), own.append(what["own_passages"]), made_with.append(indexed.step)
       indexed_yet = lambda: artifacts.latest(os.path.join(workdir, "indexes"))
       if not indexed_yet():
         time.sleep(0.1)
@@ -59,22 +61,125 @@ def run(toy, tmp_path_factory) -> Run:
     patch.setattr(retrieval, "candidates", recorded)
     patch.chdir(REPOSITORY)  # where the refresh job is started
     last = pretrain.pretrain(config, workdir)
-  return Run(workdir, last, progress.read_metrics(workdir), np.array(numbers), np.array(own))
+  return Run(
+    workdir, last, progress.read_metrics(workdir), np.array(numbers), np.array(own), made_with
+  )
 
 
 def test_index_is_refreshed_while_training_goes_on(run):
   end = run.rows[-1]
-  print({name: end[name] for name in ("refreshes", "steps_during_refreshes", "staleness_steps", "max_staleness_steps", "index_step")})
   assert end["refreshes"] >= 1 and end["steps_during_refreshes"] > 0
   assert [row["step"] for row in run.rows] == list(range(10, 121, 10))
   for before, row in zip(run.rows, run.rows[1:]):
     published = row["step"] // 20 * 20
     assert row["staleness_steps"] == published - row["index_step"] and row["index_step"] % 20 == 0
+    assert row["index_age_steps"] == row["step"] - row["index_step"] >= row["staleness_steps"]
     assert row["refreshes"] - before["refreshes"] >= (row["index_step"] > before["index_step"])
-    assert row["max_staleness_steps"] >= max(before["max_staleness_steps"], row["staleness_steps"])
-  assert end["max_staleness_steps"] >= 20 and run.rows[0]["index_step"] == 0
+    for name in ("staleness_steps", "index_age_steps"):
+      assert row[f"max_{name}"] >= max(before[f"max_{name}"], row[name])
+  assert (
+    end["max_index_age_steps"] > end["max_staleness_steps"] >= 20 and run.rows[0]["index_step"] == 0
+  )
   assert all(np.isfinite(list(row.values())).all() for row in run.rows)
   assert 0 <= end["dev_cloze_recall_at_5"] <= 1 and 0 < end["null_prior"] < 1 and end["prior_entropy"] > 0
+
+
+def test_what_is_logged_is_the_index_that_the_batch_was_made_with(run):
+  ages = [step - made_with for step, made_with in enumerate(run.made_with, 1)]
+  for row in run.rows:
+    step = int(row["step"])
+    assert (
+      row["index_step"] == run.made_with[step - 1] and row["index_age_steps"] == ages[step - 1]
+    ), f"step {step}"
+    assert row["max_index_age_steps"] == max(ages[:step]), f"ages up to step {step}: {ages[:step]}"
+    assert row["refreshes"] == len(set(run.made_with[:step])) - 1, (
+      f"indexes up to step {step}: {run.made_with[:step]}"
+    )
+
+
+class Indexes:
+  """Stands in for a `retrieval.Swapper` and a `refresh.Refresher`: an index of step 20 is ready after step 50."""
+
+  running = False
+
+  def __init__(self, *, step: int, folder: str):
+    self.step, self.folder = step, folder
+    self.current = self._index(0 if step < 50 else 20)
+
+  def _index(self, step: int):
+    return types.SimpleNamespace(step=step, folder=os.path.join(self.folder, "none"))
+
+  def advance(self) -> bool:
+    self.step += 1
+    if self.step == 50:
+      self.current = self._index(20)
+    return self.step == 50
+
+  def poll(self) -> None:
+    pass
+
+  def snapshots_in_use(self) -> set[int]:
+    return set()
+
+
+AHEAD = 7  # batches that are made before they are needed
+
+
+def ages_logged(workdir: str, *, start: int, stop: int) -> dict[int, dict]:
+  """The counts after each step of a run that publishes a snapshot every 20 steps and logs every 10."""
+  indexes = Indexes(step=start, folder=workdir)
+  callback = pretrain.RefreshCallback(
+    lambda step: artifacts.step_folder(workdir, step),
+    indexes,
+    indexes,
+    workdir=workdir,
+    step=start,
+    every_steps=20,
+    recall=lambda indexed: {"recall_of": indexed.step},
+  )
+  log, found = progress.MetricsLog(workdir, start_step=start), {}
+  for step in range(start, start + AHEAD):
+    callback.index_for(step)
+  for step in range(start, stop):
+    callback.index_for(step + AHEAD)
+    callback.on_train_batch_end(step)
+    found[step + 1] = callback.metrics()
+    if (step + 1) % 10 == 0:
+      log.write(step + 1, found[step + 1])
+  return found
+
+
+def test_age_and_staleness_of_batches_made_ahead(tmp_path):
+  """The index that is ready after step 50 is first used seven steps later; what came before is older than it seems."""
+  found = ages_logged(str(tmp_path), start=0, stop=90)
+  first = min(step for step, counts in found.items() if counts["index_step"] == 20)
+  assert first == 50 + AHEAD + 1, "the first batch that was made with it"
+  for step, counts in found.items():
+    used = 20 if step >= first else 0
+    wanted = {
+      "index_step": used,
+      "index_age_steps": step - used,
+      "staleness_steps": step // 20 * 20 - used,
+      "refreshes": float(step >= first),
+      "recall_of": used,
+    }
+    assert {name: counts[name] for name in wanted} == wanted, f"after step {step}"
+  assert found[90]["max_index_age_steps"] == 90 - 20 and found[90]["max_staleness_steps"] == 60
+  assert (
+    found[first - 1]["max_index_age_steps"]
+    == first - 1
+    > found[first - 1]["max_staleness_steps"]
+    == 40
+  )
+
+
+def test_a_run_that_goes_on_keeps_the_largest_ages(tmp_path):
+  ages_logged(str(tmp_path), start=0, stop=70)
+  found = ages_logged(str(tmp_path), start=60, stop=65)
+  assert found[61]["index_age_steps"] == 41 and found[61]["max_index_age_steps"] == 50 + AHEAD, (
+    found[61]
+  )
+  assert found[61]["max_staleness_steps"] == 40 and found[61]["refreshes"] == 1, found[61]
 
 
 def test_own_passage_is_never_a_candidate_and_null_is_first(run, toy):

@@ -143,7 +143,7 @@ def first_index(toy) -> retrieval.IndexedRetriever:
 
 def test_long_and_strange_questions_are_retrieved_for_and_answered(toy, first_index):
   """Through packing, both searchers, reading and the choice of an answer."""
-  from realm_tf import evaluate, index
+  from realm_tf import answering, index
 
   config = toy.config()
   table, tokenizer = passages.load(config.passages), Tokenizer(config.passages)
@@ -164,7 +164,7 @@ def test_long_and_strange_questions_are_retrieved_for_and_answered(toy, first_in
     outputs = model.predict_on_batch(inputs)
     assert np.isfinite(outputs["span_scores"]).all() and numbers.shape == (6, 8)
     for i in range(6):
-      answer = evaluate.best_answer(
+      answer = answering.best_answer(
           outputs["span_scores"][i], outputs["span_mask"][i], inputs["reader_ids"][i], inputs["reader_segments"][i], numbers[i],
           outputs["beam_scores"][i], table, continues=tokenizer.continues)
       print(f"{name}: {rows[i].text[:20]!r} → {answer.text!r} from passage {answer.read_from}")

@@ -58,11 +58,11 @@ def exact(parts):
 
 
 def nll(log_probs, prior, mask, *, per_token: bool) -> np.ndarray:
-  """−log p(y|x) [B] by sums and products of probabilities."""
+  """−log p(y|x) of each query, or of each mask of the batch, by sums and products of probabilities."""
   found = []
   for probs, p, used in zip(np.exp(log_probs), prior, mask > 0):
     if per_token:
-      found.append(-np.mean(np.log(p @ probs[:, used])))
+      found += list(-np.log(p @ probs[:, used]))
     else:
       found.append(-np.log(sum(p[c] * np.prod(probs[c, used]) for c in range(len(p)))))
   return np.array(found)
@@ -85,7 +85,11 @@ def test_loss_is_the_sum_over_all_passages(parts, exact, per_token):
   print(f"per_token={per_token}: loss {float(loss):.6f}, over {len(table)} passages and none by hand {wanted.mean():.6f} "
         f"(the other marginal: {other.mean():.6f}); p(z|x) from {prior.min():.1e} to {prior.max():.2f}")
   np.testing.assert_allclose(outputs["scores"], scores, atol=1e-5)
+  assert len(set(batch["target_mask"].sum(axis=1))) > 1, "queries of different numbers of masks"
   np.testing.assert_allclose(float(loss), wanted.mean(), rtol=1e-5)
+  np.testing.assert_allclose(
+    float(model.means["loss"].result()), wanted.mean(), rtol=1e-5, err_msg="what is logged"
+  )
   assert abs(other.mean() - wanted.mean()) > 0.1 and prior.max() > 2 / len(table)
   top = np.argsort(-scores[:, 1:], axis=1)[:, :4] + 1  # REALM, section 3.3: the best few stand for all
   cut = np.concatenate([np.zeros([4, 1], int), top], axis=1)

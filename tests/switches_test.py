@@ -8,7 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from realm_tf import examples, finetune, index, passages, pretrain, pretrain_ict, progress, settings, snapshots, training
+from realm_tf import (
+    artifacts, examples, finetune, index, passages, pretrain, pretrain_ict, progress, retrieval,
+    settings, snapshots, training)
 from tests.conftest import eagerly
 from tests.processes import REPOSITORY
 
@@ -81,6 +83,78 @@ def test_own_passage_and_null_passage(toy, tmp_path, drop, null):
   rows = progress.read_metrics(str(tmp_path))
   assert [row["step"] for row in rows] == [2, 4] and all(np.isfinite(row["loss"]) for row in rows)
   assert (rows[-1]["null_prior"] > 0) == null  # nothing to tell of a null passage that is not there
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+class Found:
+  """Stands in for an index: the first passages, for every query."""
+
+  def search(self, query_ids: np.ndarray, num: int) -> retrieval.Found:
+    numbers = np.tile(np.arange(num, dtype=np.int32), (len(query_ids), 1))
+    return retrieval.Found(numbers, np.zeros(numbers.shape, np.float32))
+
+
+def test_sampling_by_passage_trains_on_every_passage_once_an_epoch(toy):
+  """As released; by sentence, passages of many sentences come more often."""
+  own, corpus = {}, Corpus(toy)
+  for sampling in ("passages", "sentences"):
+    config = toy.config(
+        spans=toy.config().knowledge_spans, realm__sampling=sampling, realm__batch_size=8)
+    batches = pretrain.Batches(config, corpus.table, corpus.tokenizer)
+    own[sampling] = np.concatenate(
+        [corpus.own(batches.realm(step, indexed=Found())) for step in range(4)])
+  assert sorted(own["passages"]) == list(range(32)), "four batches of eight are one epoch"
+  assert len(set(own["sentences"])) < 32, sorted(own["sentences"])
+
+
+@pytest.mark.parametrize("masking", ["salient", "random_span"])
+def test_every_span_of_a_passage_is_as_likely(toy, masking):
+  """The spans of all its sentences; for the baselines the sentences."""
+  config = toy.config()
+  tokenizer, table = settings.tokenizer(config.passages), passages.load(config.passages)
+  data = examples.MaskedSentences(
+    config.knowledge_spans,
+    tokenizer=tokenizer,
+    query_length=24,
+    max_masks=5,
+    knowledge=table.fingerprint,
+    masking=masking,
+  )
+  num_spans = [max(len(data.spans[row]) // 2, 1) for row in range(len(data))]
+  drawn, epochs = np.zeros(len(data)), 300
+  for step in range(epochs):
+    queries = data.batch(step, batch_size=32, seed=0, by_passage=True)
+    assert sorted(queries.own_passages) == list(range(32)), "each passage once"
+    if masking == "salient":
+      for ids, targets, mask, own in zip(
+        queries.ids, queries.targets, queries.target_mask, queries.own_passages
+      ):
+        ids = ids.copy()
+        ids[ids == tokenizer.mask_id] = targets[mask > 0]
+        (rows,) = np.nonzero(
+          [
+            number == own and np.array_equal(data.ids[row], ids)
+            for row, number in enumerate(data.own_passages)
+          ]
+        )
+        drawn[rows] += 1 / len(rows)
+  if masking == "salient":
+    for number in range(32):
+      (rows,) = np.nonzero(data.own_passages == number)
+      shares = np.array([num_spans[row] for row in rows]) / sum(num_spans[row] for row in rows)
+      np.testing.assert_allclose(
+        drawn[rows] / epochs, shares, atol=0.13, err_msg=f"sentences {rows} of passage {number}"
+      )
+    assert len(set(num_spans)) > 1, "sentences of different numbers of spans"
+
+
+def test_unknown_sampling(toy, tmp_path):
+  with pytest.raises(
+    artifacts.UserError, match="realm.sampling is 'spans'; use one of sentences, passages"
+  ):
+    pretrain.pretrain(toy.config(realm__sampling="spans"), str(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------------- XLA

@@ -1,5 +1,6 @@
 """realm_tf/training.py: the optimizer against NumPy, and runs that were stopped, killed or went wrong."""
 
+import importlib.util
 import json
 import os
 import resource
@@ -20,61 +21,186 @@ from tests.processes import REPOSITORY, wait_until
 # --------------------------------------------------------------------------------------------------------- optimizer
 
 
-def rate_by_hand(step: int, *, peak: float, steps: int, warmup: int) -> float:
-  """The learning rate of 1-based `step`: up to the peak at `warmup`, then straight down to 0 after the last."""
-  return peak * step / warmup if step <= warmup else peak * (steps + 1 - step) / (steps + 1 - warmup)
+def released_rate(step: int, *, peak: float, steps: int, warmup: int) -> float:
+  """The learning rate of 0-based `step`: google-research/bert, optimization.py, create_optimizer."""
+  if step < warmup:
+    return peak * step / warmup
+  return peak * (1 - min(step, steps) / steps)  # tf.train.polynomial_decay with power 1, to 0
 
 
-@pytest.mark.parametrize("steps, warmup", [(5, 1), (40, 4), (990, 99), (1000, 100), (1500, 150), (200_000, 10_000)])
-def test_schedule(steps, warmup):
-  schedule = bert_optimizer(learning_rate=3e-3, steps=steps)._learning_rate
-  at = sorted({1, 2, warmup - 1, warmup, warmup + 1, steps // 2, steps - 1, steps} - {0})
-  got = [float(schedule(step - 1)) for step in at]
-  wanted = [rate_by_hand(step, peak=3e-3, steps=steps, warmup=warmup) for step in at]
-  print(dict(zip(at, got)))
-  np.testing.assert_allclose(got, wanted, rtol=1e-4)
-  assert max(got) == pytest.approx(3e-3) and float(schedule(0)) > 0 and float(schedule(steps)) == 0 == float(schedule(steps + 5))
+@pytest.mark.parametrize(
+  "steps, least, warmup",
+  [
+    (5, 1, 1),
+    (40, 1, 4),
+    (990, 1, 99),
+    (40, 100, 100),
+    (990, 100, 100),
+    (1500, 100, 150),
+    (100_000, 100, 10_000),
+    (200_000, 100, 10_000),
+  ],
+)
+def test_schedule_is_berts(steps, least, warmup):
+  """From step 0 down to the end, but for the warm-up, step for step."""
+  schedule = bert_optimizer(learning_rate=3e-3, steps=steps, min_warmup_steps=least)._learning_rate
+  at = sorted({0, 1, 2, warmup - 1, warmup, warmup + 1, steps // 2, steps - 1, steps, steps + 5})
+  got = [float(schedule(step)) for step in at]
+  wanted = [released_rate(step, peak=3e-3, steps=steps, warmup=warmup) for step in at]
+  np.testing.assert_allclose(
+    got, wanted, rtol=1e-4, atol=1e-9, err_msg=f"rates of steps {at} of {steps}"
+  )
   again = LinearWarmupDecay(**schedule.get_config())
-  assert float(again(1)) == float(schedule(1))
+  assert float(again(1)) == float(schedule(1)), "a schedule made from its config"
 
 
-def test_adamw_against_numpy():
-  """Decay on kernels only, gradients clipped by their global norm, and a slower rate for some variables."""
+def test_released_warm_up_is_the_default():
+  for steps, warmup in ((50, 100), (2_000, 200), (200_000, 10_000)):
+    schedule = bert_optimizer(learning_rate=1.0, steps=steps)._learning_rate
+    assert schedule.warmup_steps == warmup == min(10_000, max(100, int(steps / 10))), (
+      f"of {steps} steps"
+    )
+
+
+def released_update(
+  value, gradient, first, second, *, rate: float, decayed: bool, correction: float = 1.0
+):
+  """One variable's next value and averages: google-research/bert, AdamWeightDecayOptimizer.apply_gradients.
+
+  `correction` is not BERT's: Adam's, of both averages.
+  """
+  first = 0.9 * first + (1.0 - 0.9) * gradient
+  second = 0.999 * second + (1.0 - 0.999) * gradient**2
+  update = correction * first / (np.sqrt(second) + 1e-6)
+  if decayed:
+    update = update + 0.01 * value
+  return value - rate * update, first, second
+
+
+NAMES = {
+  "kernel": (3, 2),
+  "bias": (2,),
+  "embeddings": (4, 2),
+  "gamma": (2,),
+  "beta": (2,),
+  "output_bias": (3,),
+}
+
+
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_optimizer_is_berts(bias_correction):
+  """Step for step: clipped by the global norm, decayed but for biases and LayerNorm, a slower rate for some, decay included."""
   rng = np.random.default_rng(0)
-  variables = [keras.Variable(rng.normal(size=shape), name=name, dtype="float32")
-               for name, shape in (("kernel", (3, 2)), ("bias", (2,)), ("embeddings", (4, 2)), ("gamma", (2,)), ("beta", (2,)))]
+  variables = [
+    keras.Variable(rng.normal(size=shape), name=name, dtype="float32")
+    for name, shape in NAMES.items()
+  ]
   slow = [variables[1], variables[2]]
-  optimizer = bert_optimizer(learning_rate=0.1, steps=40, slow=slow, slow_factor=0.25)
+  optimizer = bert_optimizer(
+    learning_rate=0.1,
+    steps=40,
+    slow=slow,
+    slow_factor=0.25,
+    min_warmup_steps=1,
+    bias_correction=bias_correction,
+  )
   values = [np.array(variable, np.float64) for variable in variables]
   first, second = [np.zeros_like(value) for value in values], [np.zeros_like(value) for value in values]
   optimizer.build(variables)
-  for step in range(1, 8):
+  for step in range(8):
     gradients = [rng.normal(size=value.shape, scale=0.05 if step % 2 else 3.0) for value in values]
     norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
     assert (norm < 1) == bool(step % 2), "some steps are clipped, others not"
-    rate = rate_by_hand(step, peak=0.1, steps=40, warmup=4)
+    rate = released_rate(step, peak=0.1, steps=40, warmup=4)
+    correction = np.sqrt(1 - 0.999**(step + 1)) / (1 - 0.9**(step + 1)) if bias_correction else 1.0
     for i, gradient in enumerate(gradients):
-      gradient = gradient / max(norm, 1.0)
-      if variables[i].name in ("kernel", "embeddings"):
-        values[i] -= 0.01 * rate * values[i]
-      first[i] = 0.9 * first[i] + 0.1 * gradient
-      second[i] = 0.999 * second[i] + 0.001 * gradient**2
-      update = first[i] / (1 - 0.9**step) / (np.sqrt(second[i] / (1 - 0.999**step)) + 1e-6 / np.sqrt(1 - 0.999**step))
-      values[i] -= rate * update * (0.25 if i in (1, 2) else 1.0)
+      values[i], first[i], second[i] = released_update(
+        values[i],
+        gradient / max(norm, 1.0),
+        first[i],
+        second[i],
+        rate=rate * (0.25 if i in (1, 2) else 1.0),
+        decayed=variables[i].name in ("kernel", "embeddings"),
+        correction=correction,
+      )
     optimizer.apply([ops.convert_to_tensor(gradient, "float32") for gradient in gradients])
     for variable, value in zip(variables, values):
-      np.testing.assert_allclose(variable, value, rtol=2e-4, atol=2e-5, err_msg=f"{variable.name} at step {step}")
-  print({variable.name: f"{np.abs(np.array(variable) - value).max():.1e}" for variable, value in zip(variables, values)})
+      np.testing.assert_allclose(
+        variable, value, rtol=2e-4, atol=2e-5, err_msg=f"{variable.name} after step {step}"
+      )
 
 
-def test_one_step_moves_slow_variables_by_the_factor():
-  fast, slow = (keras.Variable(np.zeros(3, np.float32), name="bias") for _ in range(2))
-  optimizer = bert_optimizer(learning_rate=0.1, steps=40, slow=[slow], slow_factor=0.3)
+def test_slow_variables_decay_at_their_own_rate():
+  """Without a gradient to speak of, what moves them is the decay."""
+  fast, slow = (keras.Variable(np.ones(3, np.float32), name="kernel") for _ in range(2))
+  optimizer = bert_optimizer(
+    learning_rate=0.1, steps=40, slow=[slow], slow_factor=0.25, min_warmup_steps=1
+  )
   optimizer.build([fast, slow])
-  optimizer.apply([ops.convert_to_tensor(np.array([0.1, -0.2, 0.3], np.float32))] * 2)
-  print(np.array(fast), np.array(slow))
-  np.testing.assert_allclose(slow, 0.3 * np.array(fast), rtol=1e-6)
-  np.testing.assert_allclose(np.abs(fast), 0.1 / 4, rtol=1e-3)
+  for _ in range(10):
+    optimizer.apply([ops.zeros(3)] * 2)
+  moved = [1 - float(np.array(variable)[0]) for variable in (fast, slow)]
+  assert moved[0] > 1e-3 and moved[1] == pytest.approx(0.25 * moved[0], rel=1e-2), (
+    f"moved by {moved}"
+  )
+
+
+def test_first_updates_without_bias_correction_are_larger():
+  """What the switch is about: a first update of 0.1 / sqrt(0.001) times the rate, not of the rate."""
+  moved = {}
+  for correction in (False, True):
+    variable = keras.Variable(np.zeros(3, np.float32), name="bias")
+    optimizer = bert_optimizer(
+      learning_rate=0.1, steps=40, min_warmup_steps=0, bias_correction=correction
+    )
+    optimizer.build([variable])
+    optimizer.iterations.assign(1)  # the first that has a rate; Adam's averages are still empty
+    optimizer.apply([ops.convert_to_tensor(np.array([0.1, -0.2, 0.3], np.float32))])
+    moved[correction] = np.abs(np.array(variable)) / (0.1 / 4)
+  np.testing.assert_allclose(moved[False], 0.1 / np.sqrt(0.001), rtol=1e-3)
+  np.testing.assert_allclose(
+    moved[True], np.sqrt(1 - 0.999**2) / (1 - 0.9**2) * moved[False], rtol=1e-3
+  )
+
+
+JAX = """
+import keras, numpy as np, sys
+assert keras.backend.backend() == "jax"
+from realm_tf.optimizer import bert_optimizer
+assert "tensorflow" not in sys.modules
+variable = keras.Variable(np.ones([3, 2], "float32"), name="kernel")
+optimizer = bert_optimizer(learning_rate=0.1, steps=40, slow=[variable], slow_factor=0.5)
+optimizer.build([variable])
+for _ in range(3):
+  optimizer.apply([keras.ops.ones([3, 2])])
+print(*np.array(variable).ravel())
+"""
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec("jax") is None,
+  reason="jax is not installed here; pip install jax to run the optimizer on it",
+)
+def test_optimizer_on_jax_without_tensorflow():
+  done = subprocess.run(
+    [sys.executable, "-c", JAX],
+    cwd=REPOSITORY,
+    env={**os.environ, "KERAS_BACKEND": "jax"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  value, first, second = np.ones(6), np.zeros(6), np.zeros(6)
+  for step in range(3):
+    value, first, second = released_update(
+      value,
+      np.full(6, 1 / np.sqrt(6)),
+      first,
+      second,
+      rate=0.5 * released_rate(step, peak=0.1, steps=40, warmup=100),
+      decayed=True,
+    )
+  np.testing.assert_allclose([float(part) for part in done.stdout.split()], value, rtol=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------------- runs
@@ -98,8 +224,16 @@ class Line(keras.Model):
 def train_line(workdir, batches, *, model: keras.Model | None = None, steps: int = 8, log_every: int = 2, checkpoint_every: int = 4, **more):
   model = model or Line()
   training.train(
-      model, batches, workdir=str(workdir), steps=steps, log_every=log_every, checkpoint_every=checkpoint_every,
-      optimizer=bert_optimizer(learning_rate=0.1, steps=steps), batch_size=3, **more)
+    model,
+    batches,
+    workdir=str(workdir),
+    steps=steps,
+    log_every=log_every,
+    checkpoint_every=checkpoint_every,
+    optimizer=bert_optimizer(learning_rate=0.1, steps=steps, min_warmup_steps=1),
+    batch_size=3,
+    **more,
+  )
   return model
 
 
@@ -243,3 +377,92 @@ def test_half_written_last_row_survives(tmp_path):
   progress.MetricsLog(str(tmp_path), start_step=2)  # resumed from an earlier checkpoint: later rows will be written again
   assert [row["step"] for row in progress.read_metrics(str(tmp_path))] == [2]
   assert progress.read_metrics(str(tmp_path / "nothing")) == []
+
+
+# ---------------------------------------------------------------------------------------------------- the best on dev
+
+
+class Kept:
+  """A run of `Line` whose exact match on dev questions is given, and whose snapshots are its weights."""
+
+  def __init__(self, workdir, scores: dict[int, float]):
+    self.workdir, self.scores, self.model, self.measured = str(workdir), scores, Line(), []
+
+  def write(self, root: str, step: int, more: dict) -> str:
+    folder = artifacts.step_folder(root, step)
+    with artifacts.publish(folder, kind="snapshot", config={"step": step}, inputs={}) as staged:
+      artifacts.write_text(
+        os.path.join(staged.path, "bias.txt"), repr(self.model.bias.numpy().tolist())
+      )
+      staged.details = {"step": step, **more}
+    return folder
+
+  def restore(self, folder: str) -> None:
+    self.model.bias.assign(json.loads(artifacts.read_text(os.path.join(folder, "bias.txt"))))
+
+  def train(self, batches=line_batch) -> dict:
+    """Trains, and leaves the best weights in the model; returns what is said of them."""
+    self.best = training.KeepBest(
+        self.measure, self.write, self.restore, workdir=self.workdir, every_steps=4, steps=18)
+    train_line(self.workdir, batches, model=self.model, steps=18, checkpoint_every=6, best=self.best)
+    return self.best.take()
+
+  def measure(self) -> float:
+    self.measured.append(self.best.step)
+    return self.scores[self.best.step]
+
+
+def logged(workdir) -> dict[int, float]:
+  return {
+    row["step"]: row[training.DEV_EXACT_MATCH]
+    for row in progress.read_metrics(str(workdir))
+    if training.DEV_EXACT_MATCH in row
+  }
+
+
+SCORES = {4: 0.25, 8: 0.5, 12: 0.5, 16: 0.125, 18: 0.375}  # the last step is measured too
+
+
+def test_the_best_on_dev_is_kept_and_logged(tmp_path):
+  """The earliest of two that are as good, with its weights, which are not the last step's."""
+  kept = Kept(tmp_path / "W", SCORES)
+  assert kept.train() == {"best_step": 8, "dev_exact_match": 0.5}
+  assert logged(tmp_path / "W") == SCORES and kept.measured == list(SCORES)
+  assert os.listdir(tmp_path / "W/best") == ["00000008"]
+  last, at_8 = train_line(tmp_path / "last", line_batch, steps=18, checkpoint_every=6), Kept(tmp_path / "stopped", SCORES)
+  with pytest.raises(Stop):
+    at_8.train(stopping_at(8, line_batch))
+  np.testing.assert_array_equal(kept.model.bias, at_8.model.bias, err_msg="weights after step 8")
+  assert np.abs(np.array(last.bias) - np.array(kept.model.bias)).max() > 0.01, "the last step's"
+
+
+@pytest.mark.parametrize("stop_at", [9, 17])
+def test_a_run_that_was_killed_goes_on_with_its_best(tmp_path, stop_at):
+  """Stopped after the best was kept: before the next checkpoint, and behind it."""
+  whole = Kept(tmp_path / "whole", SCORES)
+  said = whole.train()
+  with pytest.raises(Stop):
+    Kept(tmp_path / "stopped", SCORES).train(stopping_at(stop_at, line_batch))
+  kept = training.checkpoint_step(str(tmp_path / "stopped"))
+  assert kept == stop_at // 6 * 6 and os.path.exists(tmp_path / "stopped/best/00000008")
+  resumed = Kept(tmp_path / "stopped", SCORES)
+  assert resumed.train() == said and logged(tmp_path / "stopped") == SCORES
+  assert resumed.measured == [step for step in SCORES if step > kept]
+  np.testing.assert_array_equal(resumed.model.bias, whole.model.bias, err_msg="the best weights")
+
+
+def test_a_better_one_replaces_what_a_killed_run_left(tmp_path):
+  """A run that is not the same again, as where indexes are refreshed beside it."""
+  with pytest.raises(Stop):
+    Kept(tmp_path, SCORES).train(stopping_at(11, line_batch))
+  again = Kept(tmp_path, {8: 0.25, 12: 0.75, 16: 0.5, 18: 0.5})
+  assert again.train() == {"best_step": 12, "dev_exact_match": 0.75}
+  assert os.listdir(tmp_path / "best") == ["00000012"]
+
+
+def test_a_run_that_ended_before_there_were_dev_questions(tmp_path):
+  kept = Kept(tmp_path, SCORES)
+  train_line(tmp_path, line_batch, model=kept.model, steps=18, checkpoint_every=6)
+  last = np.array(kept.model.bias)
+  assert kept.train() == {} and not kept.measured
+  np.testing.assert_array_equal(kept.model.bias, last, err_msg="stay the last step's")

@@ -14,7 +14,8 @@ class RealmModel(keras.Model):
   Args:
     retriever: scores the candidates; None reads a single candidate (the reader's warm-up).
     reader: predicts the masked word pieces.
-    per_token: marginalise each masked word piece by itself, as the released code does.
+    per_token: marginalise each masked word piece by itself and average over all masks of the
+      batch, as the released code does.
     null: the first candidate is the null passage.
   """
 
@@ -53,8 +54,7 @@ class RealmModel(keras.Model):
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
     result = losses.marginal_masked_lm(y_pred["token_log_probs"], y_pred["scores"], x["target_mask"], per_token=self.per_token)
-    loss = ops.mean(result.loss)
-    self.means["loss"].update_state(loss)
+    self.means["loss"].update_state(result.loss, result.weight)
     if self.retriever is not None:
       prior = ops.exp(result.log_prior)
       self.means["prior_entropy"].update_state(-ops.sum(prior * result.log_prior, axis=-1))
@@ -62,7 +62,8 @@ class RealmModel(keras.Model):
         marginal = ops.logsumexp(result.log_likelihoods + result.log_prior, axis=-1)
         self.means["retrieval_utility"].update_state(marginal - result.log_likelihoods[:, 0])
         self.means["null_prior"].update_state(prior[:, 0])
-    return loss / devices.count()
+    whole, = devices.add_up([ops.sum(result.weight)])  # of the batch that all devices share
+    return ops.sum(result.loss * result.weight) / ops.maximum(whole, 1)
 
   @property
   def metrics(self):
