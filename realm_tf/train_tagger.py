@@ -20,7 +20,7 @@ from keras import ops
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 
-from realm_tf import artifacts, conll, examples, salient_spans, settings, span_tagger, training
+from realm_tf import artifacts, conll, examples, salient_spans, settings, span_tagger, training, vocabularies
 from realm_tf.conll import ConllError, Document, Sentence, Span
 from realm_tf.models.tagger import NUM_BOUNDS, Tagger
 from realm_tf.optimizer import bert_optimizer
@@ -205,7 +205,7 @@ def train_tagger(config, workdir: str) -> str:
     EncoderError: the encoder does not fit the vocabulary or the length.
   """
   keras.utils.set_random_seed(config.seed)
-  section, tokenizer = config.tagger, Tokenizer(config.vocab, lower_case=config.lower_case)
+  section, tokenizer = config.tagger, Tokenizer(vocabularies.read(config.vocab).with_case(config.lower_case))
   train, held_out = read_data(section)
   sentences = [sentence for document in train for sentence in document]
   counts = Counter(span.label for sentence in sentences for span in sentence.spans)
