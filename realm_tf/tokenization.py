@@ -188,16 +188,15 @@ def train_vocabulary(texts: Iterable[str], *, size: int, rules: WordRules = Word
 
 
 def _alphabet(texts: Iterable[str], *, most: int) -> list[str]:
-  """The frequent letters, sorted: 1,000 or what 99.95% of the text needs, but at most `most`.
-
-  It is cut where the next letter is rarer, so that no tie is broken by chance.
-  """
+  """The frequent letters, sorted: 1,000 or what 99.95% of the text needs, but at most `most`. No tie is broken by chance."""
   counts = Counter()
   for text in texts:
     counts.update(text)
   del counts[" "]
   ordered = sorted(counts.values(), reverse=True)
   needed = int(np.searchsorted(np.cumsum(ordered), _COVERED * sum(ordered))) + 1
-  kept = min(max(needed, _LETTERS), most)
-  next_count = ordered[kept] if len(ordered) > kept else 0
-  return sorted(letter for letter, count in counts.items() if count > next_count)
+  kept = min(max(needed, _LETTERS), most, len(ordered))
+  least = ordered[kept - 1] if kept else 1
+  if sum(count >= least for count in ordered) > most:
+    least += 1
+  return sorted(letter for letter, count in counts.items() if count >= least)

@@ -444,7 +444,7 @@ def test_sources_that_do_not_belong_together(tmp_path):
     imported(tmp_path, "no/such")
   short = tmp_path / "vocab.txt"
   short.write_text("\n".join(PIECES[:-1]) + "\n")
-  with pytest.raises(CheckpointError, match=f"has {len(PIECES) - 1} word pieces, the checkpoint {len(PIECES)}"):
+  with pytest.raises(artifacts.UserError, match=f"has {len(PIECES) - 1} word pieces, the checkpoint {len(PIECES)}"):
     imported(tmp_path, "embedder", vocab=str(short))
 
 
