@@ -15,6 +15,7 @@ import numpy as np
 
 _IDEOGRAPHS = (range(0x3400, 0x4dc0), range(0x4e00, 0xa000), range(0x20000, 0x2a6e0), range(0x2a700, 0x2ceb0))
 _COMPATIBILITY_IDEOGRAPHS = (range(0xf900, 0xfb00), range(0x2f800, 0x2fa20))  # those have decompositions
+_UNSPACED = (range(0xe00, 0xf00), range(0x1000, 0x10a0), range(0x1780, 0x1800), range(0x3040, 0x3100), range(0x31f0, 0x3200))
 CJK = "".join(f"{chr(block[0])}-{chr(block[-1])}" for block in (*_IDEOGRAPHS, *_COMPATIBILITY_IDEOGRAPHS))  # for a regex
 _CJK_PUNCTUATION = "".join(
     chr(code) for code in (*range(0x3000, 0x3100), *range(0xff00, 0xff66)) if unicodedata.category(chr(code))[0] == "P")
@@ -27,6 +28,11 @@ END = 0x32400  # no letter or mark of the languages is at or beyond: tags, priva
 def is_cjk(character: str) -> bool:
   """Whether BERT takes it for a Chinese character; kana and Hangul are none."""
   return any(ord(character) in block for block in (*_IDEOGRAPHS, *_COMPATIBILITY_IDEOGRAPHS))
+
+
+def is_unspaced(character: str) -> bool:
+  """Whether its script is written without spaces, so that words begin and end anywhere in a run of letters."""
+  return any(ord(character) in block for block in _UNSPACED)
 
 
 def split_cjk(text: str) -> str:
@@ -112,9 +118,10 @@ class Table:
   """`WordRules` by character code; codes from `END` on are `DROPPED`.
 
   Attributes:
-    kinds: [END + 1] int32.
+    kinds: [END + 1] int8.
     letters: int32, the letters of all characters one after the other.
-    first, count: [END + 1] int32, where a character's letters are.
+    first: [END + 1] int32, where a character's letters begin.
+    count: [END + 1] int8, how many they are.
   """
 
   kinds: np.ndarray
@@ -126,7 +133,7 @@ class Table:
 @functools.lru_cache(maxsize=None)
 def table(rules: WordRules) -> Table:
   """All characters of a rules."""
-  kinds = np.full([END + 1], LETTER, np.int32)
+  kinds = np.full([END + 1], LETTER, np.int8)
   spelt = [(code,) for code in range(END + 1)]
   for code in itertools.filterfalse(_is_plain, range(END)):
     character = chr(code)
@@ -136,7 +143,7 @@ def table(rules: WordRules) -> Table:
   for block in _IDEOGRAPHS:
     kinds[block] = ALONE if rules.split_cjk else LETTER
   kinds[0xd800:0xe000] = kinds[END] = DROPPED  # surrogates are no characters
-  count = np.array([len(letters) for letters in spelt], np.int32)
+  count = np.array([len(letters) for letters in spelt], np.int8)
   letters = np.array([letter for letters in spelt for letter in letters], np.int32)
   return Table(kinds, letters, np.cumsum(count, dtype=np.int32) - count, count)
 

@@ -74,7 +74,7 @@ class Tokenizer:
     self.size = len(self.pieces)
     ids = {piece: i for i, piece in enumerate(self.pieces)}
     self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[piece] for piece in SPECIAL)
-    self.continues = np.array([piece.startswith("##") for piece in self.pieces])  # [V]: goes on inside a word
+    self.continues = np.array([_continues(piece) for piece in self.pieces])  # [V]: goes on inside a word
     fitting = [piece if len(piece.encode()) <= _MAX_PIECE_BYTES else vocabularies.unused(i) for i, piece in enumerate(self.pieces)]
     with tf.init_scope():
       self._op = tf_text.FastWordpieceTokenizer(
@@ -126,8 +126,7 @@ class Tokenizer:
     first = tf.boolean_mask(at, place % self.rules.max_word_chars == 0)  # character that each word begins with
 
     letters, of_letter = self._spell(codes)
-    num_letters = tf.gather(self._table.count, codes)
-    splits = tf.concat([tf.gather(tf.cumsum(num_letters, exclusive=True), first), [tf.size(letters)]], axis=0)
+    splits = tf.concat([tf.searchsorted(of_letter, first), [tf.size(letters)]], axis=0)  # of the letters, by word
     words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_splits(letters, splits, validate=False), "UTF-8")
     num_bytes = 1 + sum(tf.cast(letters >= longer, tf.int32) for longer in (0x80, 0x800, 0x10000))
     of_byte = tf.repeat(of_letter, num_bytes)
@@ -136,7 +135,7 @@ class Tokenizer:
 
   def _spell(self, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The letters that stand for characters, and the number of the character that each is of."""
-    count = tf.gather(self._table.count, codes)
+    count = tf.cast(tf.gather(self._table.count, codes), tf.int32)
     of_letter = tf.repeat(tf.range(tf.size(codes)), count)
     place = tf.range(tf.size(of_letter)) - tf.gather(tf.cumsum(count, exclusive=True), of_letter)
     return tf.gather(self._table.letters, tf.gather(tf.gather(self._table.first, codes), of_letter) + place), of_letter
@@ -148,6 +147,11 @@ class Tokenizer:
   def lengths(self, texts: Sequence[str]) -> np.ndarray:
     """Number of word pieces of each text: [N] int64."""
     return self(tf.constant(texts, tf.string)).row_lengths().numpy() if len(texts) else np.zeros([0], np.int64)
+
+
+def _continues(piece: str) -> bool:
+  """Whether no word begins with it: in a script without spaces one may."""
+  return piece.startswith("##") and not (len(piece) > 2 and characters.is_unspaced(piece[2]))
 
 
 def _where(keep: tf.Tensor, *columns: tf.Tensor) -> list[tf.Tensor]:
