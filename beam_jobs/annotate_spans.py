@@ -91,12 +91,12 @@ def _load_spacy(name: str):
 class AnnotateShard(beam.DoFn):
   """(record file of passages, its shard, number of shards) -> Counter; writes the record file of sentences beside it."""
 
-  def __init__(self, vocab: str, folder: str, *, lower_case: bool, tagger: str):
-    self._vocab, self._folder, self._lower_case, self._tagger = vocab, folder, lower_case, tagger
+  def __init__(self, passages_folder: str, folder: str, *, tagger: str):
+    self._passages_folder, self._folder, self._tagger = passages_folder, folder, tagger
     self._shared = shared.Shared()  # one tagger per process, however many threads Beam runs bundles in
 
   def setup(self):
-    self._tokenizer = tokenization.Tokenizer(self._vocab, lower_case=self._lower_case)
+    self._tokenizer = tokenization.Tokenizer(self._passages_folder)
     self._find_names = self._shared.acquire(lambda: load_tagger(self._tagger))
 
   def process(self, item):
@@ -191,7 +191,7 @@ def run(passages_folder: str, output: str, *, tagger: str = "rules", beam_args: 
       annotated = (
           root | "Shards" >> beam.Create(shards) | beam.Reshuffle()
           | "Annotate" >> beam.ParDo(
-              AnnotateShard(passages_folder, publication.path, lower_case=source["lower_case"], tagger=tagger)))
+              AnnotateShard(passages_folder, publication.path, tagger=tagger)))
       _ = root | "Publication" >> beam.Create([publication]) | "Publish" >> beam.Map(
           finish, beam.pvalue.AsIter(annotated), details={"vocab_fingerprint": source["vocab_fingerprint"]})
     if pipelines.is_left_running(beam_args):

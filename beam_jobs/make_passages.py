@@ -22,7 +22,9 @@ from absl import flags
 
 from beam_jobs import corpus, pipelines
 from beam_jobs.corpus import Article, Chunk, CorpusError
-from realm_tf import artifacts, ownership, passages, paths, tokenization
+from realm_tf import artifacts, ownership, passages, paths, tokenization, vocabularies
+from realm_tf.characters import WordRules
+from realm_tf.vocabularies import Vocabulary
 
 REJECTED = "rejected.jsonl"
 _VOCABULARY_CHARS = 40_000_000  # what a vocabulary is learned from, spread evenly over the corpus
@@ -48,11 +50,11 @@ class Plan:
 class ReadBlocks(beam.DoFn):
   """Chunk -> batches (chunk, file, place of the first block in the chunk, [(title, sentences)]); tags "tally", "rejected"."""
 
-  def __init__(self, vocab: str, *, lower_case: bool, max_tokens: int):
-    self._vocab, self._lower_case, self._max_tokens = vocab, lower_case, max_tokens
+  def __init__(self, folder: str, *, rules: WordRules, max_tokens: int):
+    self._folder, self._rules, self._max_tokens = folder, rules, max_tokens
 
   def setup(self):
-    self._tokenizer = tokenization.Tokenizer(self._vocab, lower_case=self._lower_case)
+    self._tokenizer = tokenization.Tokenizer(self._folder, self._rules)
 
   def process(self, chunk: Chunk):
     num_articles = num_blocks = 0
@@ -133,11 +135,11 @@ def number_blocks(batch, plan: Plan, *, passages_per_shard: int):
 class WriteShard(beam.DoFn):
   """(shard, lists of numbered blocks) -> (shard, digest of the record file that it wrote)."""
 
-  def __init__(self, folder: str, *, lower_case: bool, passages_per_shard: int):
-    self._folder, self._lower_case, self._passages_per_shard = folder, lower_case, passages_per_shard
+  def __init__(self, folder: str, *, rules: WordRules, passages_per_shard: int):
+    self._folder, self._rules, self._passages_per_shard = folder, rules, passages_per_shard
 
   def setup(self):
-    self._tokenizer = tokenization.Tokenizer(self._folder, lower_case=self._lower_case)
+    self._tokenizer = tokenization.Tokenizer(self._folder, self._rules)
 
   def process(self, shard_and_blocks, plan: Plan):
     shard, lists = shard_and_blocks
@@ -166,13 +168,13 @@ def finish(publication: artifacts.Publication, plan: Plan, read: Iterable, repea
         content=artifacts.fingerprint_of(sorted(digests)), details=details)
 
 
-def build(root: beam.Pipeline, chunks: Sequence[Chunk], publication: artifacts.Publication, *, details: Mapping, lower_case: bool,
+def build(root: beam.Pipeline, chunks: Sequence[Chunk], publication: artifacts.Publication, *, details: Mapping, rules: WordRules,
           max_tokens: int, passages_per_shard: int):
   """The pipeline: read and block, find duplicates, number, write, publish."""
   folder = publication.path
   read = (
       root | "Chunks" >> beam.Create(chunks) | beam.Reshuffle()
-      | "Read" >> beam.ParDo(ReadBlocks(folder, lower_case=lower_case, max_tokens=max_tokens)).with_outputs(
+      | "Read" >> beam.ParDo(ReadBlocks(folder, rules=rules, max_tokens=max_tokens)).with_outputs(
           "tally", "rejected", main="blocks"))
   duplicates = read.blocks | beam.FlatMap(uids_of) | "ByUid" >> beam.GroupByKey() | beam.FlatMap(all_but_first)
   plan = beam.pvalue.AsSingleton(
@@ -181,7 +183,7 @@ def build(root: beam.Pipeline, chunks: Sequence[Chunk], publication: artifacts.P
   numbered = read.blocks | "Number" >> beam.FlatMap(number_blocks, plan, passages_per_shard=passages_per_shard).with_outputs(
       "rejected", main="blocks")
   digests = numbered.blocks | "ByShard" >> beam.GroupByKey() | "Write" >> beam.ParDo(
-      WriteShard(folder, lower_case=lower_case, passages_per_shard=passages_per_shard), plan)
+      WriteShard(folder, rules=rules, passages_per_shard=passages_per_shard), plan)
   _ = root | "Publication" >> beam.Create([publication]) | "Publish" >> beam.Map(
       finish, plan, *(beam.pvalue.AsIter(part) for part in (read.rejected, numbered.rejected, digests)), details=details)
 
@@ -190,7 +192,7 @@ def build(root: beam.Pipeline, chunks: Sequence[Chunk], publication: artifacts.P
 
 
 def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = None, vocab_input: str = "",
-        vocab_size: int = 30_522, lower_case: bool = True, max_tokens: int = 288, passages_per_shard: int = 10_000,
+        vocab_size: int = 30_522, lower_case: bool | None = None, max_tokens: int = 288, passages_per_shard: int = 10_000,
         beam_args: Sequence[str] = ()) -> dict:
   """Makes a passages folder, unless it is there and was made from just this.
 
@@ -201,7 +203,7 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
     vocab: a vocab.txt or a folder that holds one; None learns one from the corpus.
     vocab_input: further files, as `inputs`, for learning the vocabulary only.
     vocab_size: most word pieces of a learned vocabulary.
-    lower_case: whether the vocabulary is uncased.
+    lower_case: whether the vocabulary is uncased; None asks the files beside it, and learns an uncased one.
     max_tokens: most word pieces of `[CLS] title [SEP] text [SEP]`.
     passages_per_shard: rows of one record file.
     beam_args: Beam's options.
@@ -221,11 +223,12 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   ownership.check_apart(output, reads)
   sources = corpus.find_sources(inputs, format=format)
   also = corpus.find_sources(vocab_input, format=format) if vocab_input and not vocab else []
+  given = vocabularies.read(vocab).with_case(lower_case) if vocab else None
+  rules = given.rules if given else WordRules.for_case(lower_case is not False)
   config = {
       "corpus": _fingerprint(sources),
-      "vocab": tokenization.Tokenizer(vocab, lower_case=lower_case).fingerprint if vocab else (
-          f"learned, at most {vocab_size}" + (f", with {_fingerprint(also)}" if also else "")),
-      "lower_case": lower_case, "max_tokens": max_tokens, "passages_per_shard": passages_per_shard}
+      "vocab": given.fingerprint if given else f"learned, at most {vocab_size}" + (f", with {_fingerprint(also)}" if also else ""),
+      "tokenizer": dataclasses.asdict(rules), "max_tokens": max_tokens, "passages_per_shard": passages_per_shard}
   if artifacts.is_current(output, kind=passages.KIND, config=config, inputs={}):
     print(f"make_passages: {output} is already made from just this corpus.")
     return artifacts.read_info(output)
@@ -235,10 +238,10 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   with pipelines.removed_on_failure(publication.path):
     chunks = corpus.split_into_chunks(sources)
     tokenizer = _write_vocabulary(
-        publication.path, chunks + corpus.split_into_chunks(also), vocab=vocab, size=vocab_size, lower_case=lower_case)
-    details = {"vocab_size": tokenizer.size, "lower_case": lower_case, "vocab_fingerprint": tokenizer.fingerprint, "input": inputs}
+        publication.path, chunks + corpus.split_into_chunks(also), given=given, size=vocab_size, rules=rules)
+    details = {**tokenizer.details, "input": inputs}
     with pipelines.pipeline(beam_args) as root:
-      build(root, chunks, publication, details=details, lower_case=lower_case, max_tokens=max_tokens,
+      build(root, chunks, publication, details=details, rules=rules, max_tokens=max_tokens,
             passages_per_shard=passages_per_shard)
     if pipelines.is_left_running(beam_args):
       print(f"make_passages: submitted; its last step publishes {output}.")
@@ -259,13 +262,9 @@ def _fingerprint(sources: Sequence[corpus.Source]) -> str:
 
 
 def _write_vocabulary(
-    folder: str, chunks: Sequence[Chunk], *, vocab: str | None, size: int, lower_case: bool) -> tokenization.Tokenizer:
-  if vocab:
-    pieces = tokenization.Tokenizer(vocab, lower_case=lower_case).pieces
-  else:
-    pieces = tokenization.train_vocabulary(_sample(chunks), size=size, lower_case=lower_case)
-  tokenization.write_vocabulary(folder, pieces)
-  return tokenization.Tokenizer(folder, lower_case=lower_case)
+    folder: str, chunks: Sequence[Chunk], *, given: Vocabulary | None, size: int, rules: WordRules) -> tokenization.Tokenizer:
+  vocabularies.write(folder, given.pieces if given else tokenization.train_vocabulary(_sample(chunks), size=size, rules=rules))
+  return tokenization.Tokenizer(folder, rules)
 
 
 def _sample(chunks: Sequence[Chunk]) -> Iterator[str]:
@@ -294,7 +293,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("vocab", None, "A vocab.txt, or a folder that holds one; without it one is learned from the corpus.")
   flags.DEFINE_string("vocab_input", "", "Further files that a vocabulary is learned from, besides --input.")
   flags.DEFINE_integer("vocab_size", 30_522, "Most word pieces of a learned vocabulary.")
-  flags.DEFINE_bool("lower_case", True, "Whether the vocabulary is uncased.")
+  flags.DEFINE_bool("lower_case", None, "Whether the vocabulary is uncased; if not given, as the files beside it say (learned: yes).")
   flags.DEFINE_integer("max_tokens", 288, "Most word pieces of [CLS] title [SEP] text [SEP].")
   flags.DEFINE_integer("passages_per_shard", 10_000, "Rows of one record file.")
   pipelines.start("beam_jobs.make_passages")

@@ -29,7 +29,7 @@ def get_config():
       dropout=0.1,
       init_std=0.125)  # of fresh weights
   c.vocab = c.encoder.get_oneway_ref("preset")  # a vocab.txt, or a folder that holds one: the encoder's own
-  c.lower_case = True  # whether it is an uncased one
+  c.lower_case = config_dict.placeholder(bool)  # whether it is an uncased one; None: as the files beside it say
 
   # ---- data and training ----
   c.optimizer = dict(

@@ -256,9 +256,11 @@ def open_tensorflow(prefix: str) -> Tensors:
 
 
 _OF_OPTIMIZERS = re.compile(r"(.*/)?(adam_[mv]|global_step|beta[12]_power|Adam(WeightDecayOptimizer)?(_1)?)")
+KERAS_NORM = "layer_normalization"  # as Keras names it, whose epsilon is 1e-3; BERT's own, LayerNorm, has 1e-12
 _RENAMED = (  # TF1's names -> Hugging Face's
     (r"^(module/)*", ""), (r"^reader/(module/)*", "reader/"),
     (r"^(reader/)?bert/", r"\1realm/"), (r"^(reader/)?(dense|LayerNorm)/", r"\1cls/\2/"),
+    (rf"^{KERAS_NORM}/", f"cls/{KERAS_NORM}/"),  # of a projection, in ORQA's modules
     (r"^reader/cls/dense/", "reader/qa_outputs/dense_intermediate/"), (r"^reader/dense_1/", "reader/qa_outputs/dense_output/"),
     (r"^reader/layer_normalization/", "reader/qa_outputs/layer_normalization/"),
     (r"layer_(\d+)", r"layer/\1"), (r"_embeddings$", "_embeddings/weight"), (r"(kernel|gamma)$", "weight"), (r"(output_bias|beta)$", "bias"))

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from absl import flags
 
-from realm_tf import artifacts, checkpoints, index, ownership, passages, published, settings, snapshots, tokenization
+from realm_tf import (
+    artifacts, checkpoints, index, ownership, passages, published, settings, snapshots, vocabularies)
 from realm_tf.checkpoints import Tensor, Tensors
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
@@ -39,14 +40,21 @@ def export(workdir: str, output: str) -> list[str]:
   info, tokenizer = artifacts.read_info(snapshot), snapshots.load_tokenizer(snapshot)
   models = {name: snapshots.load_model(snapshot, name) for name in info["config"]}
   retriever, reader, written = models.get("retriever"), models.get("reader"), []
+  if retriever and retriever.get_config()["norm_epsilon"]:
+    print("export_checkpoint: the projection's layer norm has Keras' epsilon 1e-3; transformers knows one epsilon and takes "
+          f"{encoder.layer_norm_epsilon(retriever.get_config()['architecture']):g} there: its vectors will differ a little.")
   if retriever and retriever.pooling != "cls":
     print(f"export_checkpoint: no embedder, scorer or openqa: the retriever pools by {retriever.pooling!r}, transformers by 'cls' only.")
     retriever = None
 
+  pad_row = info.get("pad_row", 0)  # where the imported vocabulary had [PAD]
+
   def write(name: str, architecture: str, tensors: Tensors, *of, block_records: Sequence[str] = (), **values) -> None:
     folder, config = os.path.join(output, name), {"architecture": architecture}
     with artifacts.publish(folder, kind=KIND, config=config, inputs={"snapshot": snapshot}) as staged:
-      write_folder(staged.path, architecture, tensors, config_of(*of) | values, tokenizer)
+      write_folder(
+          staged.path, architecture, published.with_pieces_swapped(tensors, pad_row),
+          config_of(*of) | {"pad_token_id": pad_row} | values, tokenizer, pad_row=pad_row)
       if block_records:
         write_block_records(staged.path, block_records)
     print(f"export_checkpoint: {folder}: {architecture}, {len(tensors)} tensors")
@@ -92,7 +100,7 @@ def _bert_config(model: Retriever | MaskedReader | SpanReader) -> dict:
 
 def config_of(*models: Retriever | MaskedReader | SpanReader) -> dict:
   """transformers' config.json for these models together."""
-  config = {"model_type": "realm", "pad_token_id": 0, "torch_dtype": "float32"}
+  config = {"model_type": "realm", "torch_dtype": "float32"}
   for model in models:
     config |= _bert_config(model)
     if isinstance(model, Retriever):
@@ -119,13 +127,19 @@ def read_index(folder: str) -> Tensor:
   return Tensor((int(starts[-1]), shapes[0][1]), folder, rows)
 
 
-def write_folder(folder: str, architecture: str, tensors: Tensors, config: Mapping, tokenizer: Tokenizer) -> None:
+def write_folder(folder: str, architecture: str, tensors: Tensors, config: Mapping, tokenizer: Tokenizer, *,
+                 pad_row: int) -> None:
   """Writes config.json, model.safetensors and the tokenizer's files."""
+  rules = tokenizer.rules
   texts = {"config.json": json.dumps({"architectures": [architecture], **config}, indent=2) + "\n",
-           "tokenizer_config.json": json.dumps({"do_lower_case": tokenizer.lower_case, "tokenizer_class": "RealmTokenizer"}) + "\n"}
+           "tokenizer_config.json": json.dumps({
+               "do_lower_case": rules.lower_case, "strip_accents": rules.strip_accents, "tokenize_chinese_chars": rules.split_cjk,
+               "clean_text": rules.clean_text, "tokenizer_class": "RealmTokenizer"}) + "\n"}
   for name, text in texts.items():
     artifacts.write_text(os.path.join(folder, name), text)
-  tokenization.write_vocabulary(folder, tokenizer.pieces)
+  pieces = list(tokenizer.pieces)
+  pieces[0], pieces[pad_row] = pieces[pad_row], pieces[0]
+  vocabularies.write(folder, pieces)
   checkpoints.write_safetensors(os.path.join(folder, "model.safetensors"), tensors)
 
 

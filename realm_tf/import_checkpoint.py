@@ -22,12 +22,15 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from realm_tf import artifacts, checkpoints, index, ownership, passages, progress, published, settings, snapshots
+from realm_tf import (
+    artifacts, checkpoints, index, ownership, passages, progress, published, settings, snapshots,
+    vocabularies)
 from realm_tf.checkpoints import CheckpointError, Tensor
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.paths import split as split_paths
 from realm_tf.published import Loaded, Source
-from realm_tf.tokenization import Tokenizer, write_vocabulary
+from realm_tf.tokenization import Tokenizer
+from realm_tf.vocabularies import Vocabulary
 
 _ROWS_PER_SHARD = 10_000
 _NUM_READ = 5  # passages that a released reader reads
@@ -89,22 +92,16 @@ def _same(first: checkpoints.Tensors, second: checkpoints.Tensors) -> bool:
   return set(first) == set(second) and all(np.array_equal(first[name].read(), second[name].read()) for name in first)
 
 
-def find_tokenizer(sources: Sequence[Source], vocab: str | None, lower_case: bool | None, *, size: int) -> Tokenizer:
-  """The tokenizer of the sources, or the one that is asked for.
+def find_vocabulary(sources: Sequence[Source], vocab: str | None, lower_case: bool | None) -> Vocabulary:
+  """The vocabulary of the sources, or the one that is asked for.
 
   Raises:
-    CheckpointError: none, or of another size than the word embeddings.
+    CheckpointError: none.
   """
-  vocab = vocab or next((source.vocab for source in sources if source.vocab), None)
-  if vocab is None:
+  found = vocabularies.read(vocab) if vocab else next((source.vocabulary for source in sources if source.vocabulary), None)
+  if found is None:
     raise CheckpointError(f"no vocab.txt in {', '.join(repr(source.path) for source in sources)}; give --vocab.")
-  if lower_case is None:
-    lower_case = next((source.lower_case for source in sources if source.lower_case is not None), True)
-  tokenizer = Tokenizer(vocab, lower_case=lower_case)
-  if tokenizer.size != size:
-    raise CheckpointError(f"{tokenizer.path!r} has {tokenizer.size} word pieces, the checkpoint {size}; give the one it was trained "
-                          "with as --vocab.")
-  return tokenizer
+  return found.with_case(lower_case)
 
 
 # =========================================================================================================== the workdir
@@ -131,20 +128,27 @@ def import_checkpoint(paths: Sequence[str], output: str, *, vocab: str | None = 
   for kind, folder in {snapshots.KIND: snapshot, **folders}.items():
     ownership.check_output(folder, kind=kind, reads=reads)
   sources = [published.find(path, **config) for path in paths]
+  vocabulary = find_vocabulary(sources, vocab, lower_case)
+  sources = [source.with_pad_first(vocabulary.pad_row) for source in sources]
   loaded = load_models(sources)
   models = {name: part.model for name, part in loaded.items()}
   size = next(iter(models.values())).get_config()["architecture"]["vocabulary_size"]
-  tokenizer = find_tokenizer(sources, vocab, lower_case, size=size)
+  tokenizer = Tokenizer(vocabulary.with_rows(size))
   embedded = _embedded(sources, blocks, trust_pickle=trust_pickle)
-  _report(paths, loaded)
-  details = {"imported_from": [os.path.basename(path.rstrip("/")) for path in paths]}
+  _report(sources, loaded, tokenizer)
+  details = {
+      "imported_from": [os.path.basename(path.rstrip("/")) for path in paths],
+      "pad_row": vocabulary.pad_row,
+      "fresh": {name: part.fresh for name, part in loaded.items() if part.fresh}}
   if isinstance(models.get("reader"), SpanReader):
     details |= {"num_read": _num_read(sources)}
     if embedded:
       details |= {"retrieval": "dense", "index_snapshot": None}  # the index is its own
   if embedded:
     with _as_records(embedded.blocks) as records:
-      write_passages(records, folders["passages"], tokenizer=tokenizer, num_passages=embedded.embeddings.shape[0])
+      write_passages(
+          records, folders["passages"], tokenizer=tokenizer,
+          num_passages=embedded.embeddings.shape[0], titles=_titles_of(embedded.blocks))
   snapshots.publish(os.path.dirname(snapshot), 0, models, tokenizer=tokenizer, made_by="import_checkpoint", details=details,
                     inputs={"passages": folders["passages"]} if embedded else {})
   if embedded:
@@ -179,14 +183,33 @@ def _embedded(sources: Sequence[Source], blocks: str | None, *, trust_pickle: bo
   return Embedded(embeddings[0], blocks)
 
 
+def _titles_of(blocks: str) -> str | None:
+  """The titles.tfr that was released with a blocks.tfr, if it stands beside it."""
+  titles = os.path.join(os.path.dirname(blocks), "titles.tfr")
+  if artifacts.gfile.exists(titles):
+    return titles
+  print(f"import_checkpoint: the passages of {blocks} have no titles. The released embeddings are of titles and texts, so passages that are "
+        "embedded again will differ from them; put the released titles.tfr beside that file and import again.")
+  return None
+
+
 def _num_read(sources: Sequence[Source]) -> int:
   return next((source.config["reader_beam_size"] for source in sources if "reader_beam_size" in source.config), _NUM_READ)
 
 
-def _report(paths: Sequence[str], loaded: Mapping[str, Loaded]) -> None:
-  """What became of every tensor."""
+def _report(sources: Sequence[Source], loaded: Mapping[str, Loaded], tokenizer: Tokenizer) -> None:
+  """What became of every tensor, and what else a user should know."""
+  rules = dataclasses.asdict(tokenizer.rules)
+  print(f"import_checkpoint: tokenizer: {tokenizer.path}, {', '.join(f'{name}={value}' for name, value in rules.items())}")
+  if tokenizer.vocabulary.num_unused:
+    print(f"import_checkpoint: tokenizer: {tokenizer.vocabulary.num_unused} rows of the word embeddings are kept that no text gives: spare "
+          "rows, empty or repeated lines.")
+  for source in sources:
+    for note in source.notes:
+      print(f"import_checkpoint: {source.path}: {note}.")
+  paths = ", ".join(source.path for source in sources)
   for name, part in loaded.items():
-    print(f"import_checkpoint: {name}: {type(part.model).__name__} of {part.model.count_params():,} parameters from {', '.join(paths)}")
+    print(f"import_checkpoint: {name}: {type(part.model).__name__} of {part.model.count_params():,} parameters from {paths}")
     for what, names in (("not used by REALM", part.unused), ("not there, fresh", part.fresh)):
       if names:
         print(f"import_checkpoint: {name}: {what}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if names[3:] else ""))
@@ -210,37 +233,41 @@ def _as_records(path: str) -> Iterator[str]:
     yield records
 
 
-def write_passages(records: str, output: str, *, tokenizer: Tokenizer, num_passages: int) -> None:
-  """Publishes passages of a released corpus: record i is the text of passage i, which has no title and counts as one sentence.
+def write_passages(records: str, output: str, *, tokenizer: Tokenizer, num_passages: int, titles: str | None = None) -> None:
+  """Publishes passages of a released corpus: record i is the text of passage i, which counts as one sentence.
 
   Args:
     records: a TFRecord file of UTF-8 texts.
     num_passages: wanted; more in the file are left out.
+    titles: a TFRecord file of their titles; without it they have none.
 
   Raises:
     CheckpointError: fewer records.
   """
   num_shards = -(-num_passages // _ROWS_PER_SHARD)
-  config = {"blocks": artifacts.file_digest(records), "vocab": tokenizer.fingerprint, "passages": num_passages}
+  config = {"blocks": artifacts.file_digest(records), "titles": artifacts.file_digest(titles) if titles else None,
+            "vocab": tokenizer.fingerprint, "passages": num_passages}
   if artifacts.is_current(output, kind=passages.KIND, config=config, inputs={}):
     return
-  texts, rate = tf.data.TFRecordDataset(records).take(num_passages).batch(_ROWS_PER_SHARD), progress.Rate("passages", num_passages)
+  texts = tf.data.TFRecordDataset(records)
+  titled = tf.data.Dataset.zip(tf.data.TFRecordDataset(titles) if titles else texts.map(lambda text: ""), texts)
+  rows, rate = titled.take(num_passages).batch(_ROWS_PER_SHARD), progress.Rate("passages", num_passages)
   with artifacts.publish(output, kind=passages.KIND, config=config, inputs={}, resume=True) as staged:
     found = bad = 0
-    for shard, batch in enumerate(texts.as_numpy_iterator()):
+    for shard, batch in enumerate(zip(*columns) for columns in rows.as_numpy_iterator()):
       path = os.path.join(staged.path, passages.shard_name("passages", shard, num_shards))
-      decoded = [record.decode(errors="replace") for record in batch]
+      batch = list(batch)
+      blocks = [(title.decode(errors="replace"), [text.decode(errors="replace")]) for title, text in batch]
       if not artifacts.gfile.exists(path):
-        blocks = [("", [text]) for text in decoded]
         passages.write_shard(path, passages.make_passages(tokenizer, blocks, range(found, found + len(batch))))
       found += len(batch)
-      bad += sum(text.encode() != record for text, record in zip(decoded, batch))
+      bad += sum((title.encode(), text.encode()) != record for (title, (text,)), record in zip(blocks, batch))
       rate.add(len(batch))
     if found < num_passages:
-      raise CheckpointError(f"{records!r} holds {found} passages, the checkpoint embeddings of {num_passages}: they do not belong together.")
-    write_vocabulary(staged.path, tokenizer.pieces)
+      raise CheckpointError(f"{' and '.join(filter(None, (records, titles)))!r} hold {found} passages, the checkpoint embeddings of {num_passages}: they do not belong together.")
+    vocabularies.write(staged.path, tokenizer.pieces)
     staged.counts = {"passages": num_passages, "bad_utf8": bad}  # kept, with U+FFFD, because passage i is row i
-    staged.details = {"vocab_size": tokenizer.size, "lower_case": tokenizer.lower_case, "vocab_fingerprint": tokenizer.fingerprint}
+    staged.details = tokenizer.details
 
 
 def write_index(embeddings: Tensor, output: str, *, snapshot: str, passages_folder: str) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import regex
 
+from realm_tf import characters
+
 _EXPRESSION_SECS = 1.0  # an expression that takes longer over one text is given up
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -70,6 +72,11 @@ def expression(pattern: str) -> Expression:
   return Expression(pattern)
 
 
+def searchable(text: str) -> str:
+  """A text's words after `normalize_answer`, each between spaces; a Chinese character is a word, as in BERT and in BM25."""
+  return f" {' '.join(characters.split_cjk(normalize_answer(text)).split())} "
+
+
 def exact_match(prediction: str, answers: Sequence[str], *, regex: bool = False) -> bool:
   """Whether the prediction equals one of the answers after `normalize_answer`.
 
@@ -100,8 +107,8 @@ class AnswerMatcher:
 
   Args:
     texts: passage texts by number.
-    raw: test for the answer as a raw, case-sensitive substring (the released ORQA code) instead of whole words after
-      `normalize_answer` (DPR's convention, the default). Regular expressions are searched for in the text as written, either way.
+    raw: test for the answer as a raw, case-sensitive substring (the released ORQA code) instead of whole `searchable` words
+      (DPR's convention, the default). Regular expressions are searched for in the text as written, either way.
   """
 
   def __init__(self, texts: Sequence[str], *, raw: bool = False):
@@ -124,7 +131,7 @@ class AnswerMatcher:
     if regex:
       holds = lambda number: any(self._finds(answer, number) for answer in answers)
     else:
-      wanted = [answer if self._raw else f" {normalize_answer(answer)} " for answer in answers]
+      wanted = [answer if self._raw else searchable(answer) for answer in answers]
       wanted = [answer for answer in wanted if answer.strip()]
       holds = lambda number: any(answer in self._text(number) for answer in wanted)
     found = np.zeros([len(numbers)], bool)
@@ -144,7 +151,7 @@ class AnswerMatcher:
     if self._raw:
       return self._texts[number]
     if number not in self._normal:
-      self._normal[number] = f" {normalize_answer(self._texts[number])} "
+      self._normal[number] = searchable(self._texts[number])
     return self._normal[number]
 
 

@@ -1,7 +1,7 @@
 """Published BERT and REALM checkpoints: which one a folder holds, and where each of its tensors stands in our models.
 
-Known are Hugging Face's folders (BertModel and the Realm classes of transformers 4.39), TF1 Hub modules, TF1 checkpoints (the
-original BERT's, ORQA's model directories) and KerasHub presets. Names below are Hugging Face's; TF1's are translated.
+Known are Hugging Face's folders (BertModel and the Realm classes of transformers 4.39), sentence-transformers' folders around such a
+one, TF1 Hub modules, TF1 checkpoints (the original BERT's, ORQA's model directories) and KerasHub presets. Names below are Hugging Face's; TF1's are translated.
 """
 
 import dataclasses
@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -17,16 +16,18 @@ import keras
 import keras_hub
 import numpy as np
 
-from realm_tf import artifacts, checkpoints, paths
+from realm_tf import artifacts, checkpoints, paths, vocabularies
 from realm_tf.artifacts import gfile
-from realm_tf.checkpoints import CheckpointError, Tensor, Tensors
+from realm_tf.characters import WordRules
+from realm_tf.checkpoints import KERAS_NORM, CheckpointError, Tensor, Tensors
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever, Tower
 from realm_tf.models.span_reader import SpanReader
-from realm_tf.tokenization import VOCAB, write_vocabulary
+from realm_tf.vocabularies import Vocabulary
 
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _TF1_HEAD_DIM = 64  # of every released BERT
+_KERAS_EPSILON = 1e-3
 BLOCK_EMBEDDINGS = "block_emb"
 
 # ================================================================================================================ names
@@ -179,18 +180,43 @@ class Source:
     kind: "bert", "embedder", "scorer", "encoder", "reader" or "openqa", as transformers calls them.
     tensors: by Hugging Face's names.
     config: as transformers' config.json names the values; what the checkpoint does not tell is not there.
-    vocab: path of its vocab.txt, or of a folder that holds it, or None.
-    lower_case: whether that is uncased, or None where nothing tells.
+    vocabulary: its own, or None.
     blocks: path of the text of the passages that it has embeddings of, or None.
+    notes: what a user should know of it, in sentences.
   """
 
   path: str
   kind: str
   tensors: Tensors
   config: Mapping
-  vocab: str | None
-  lower_case: bool | None
-  blocks: str | None
+  vocabulary: Vocabulary | None
+  blocks: str | None = None
+  notes: tuple[str, ...] = ()
+
+  def with_pad_first(self, pad_row: int) -> "Source":
+    """The same with the word pieces in the order of a `Vocabulary` with this `pad_row`."""
+    return dataclasses.replace(self, tensors=with_pieces_swapped(self.tensors, pad_row))
+
+
+_OF_PIECES = ("embeddings.word_embeddings.weight", "cls.predictions.bias", "cls.predictions.decoder.weight",
+              "cls.predictions.decoder.bias")  # a row for each word piece
+
+
+def with_pieces_swapped(tensors: Tensors, row: int) -> Tensors:
+  """The tensors with the first word piece and another one in each other's place."""
+  return {name: _swapped(tensor, row) if row and name.endswith(_OF_PIECES) else tensor for name, tensor in tensors.items()}
+
+
+def _swapped(tensor: Tensor, row: int) -> Tensor:
+
+  def rows(start: int, stop: int) -> np.ndarray:
+    found = np.array(tensor.rows(start, stop))
+    for here, other in ((0, row), (row, 0)):
+      if start <= here < stop:
+        found[here - start] = tensor.rows(other, other + 1)[0]
+    return found
+
+  return Tensor(tensor.shape, tensor.path, rows)
 
 
 def find(path: str, **config) -> Source:
@@ -202,7 +228,10 @@ def find(path: str, **config) -> Source:
 
   Raises:
     CheckpointError: nothing that is known here, or it is damaged.
+    VocabularyError: its tokenizer is not of BERT's kind.
   """
+  notes = _sentence_transformer_notes(path)
+  path = vocabularies.transformer_in(path)
   told = _read_json(os.path.join(path, "config.json"))
   if not gfile.exists(path) or "registered_name" in told:
     return _find_keras_hub(path)
@@ -221,9 +250,42 @@ def find(path: str, **config) -> Source:
   tensors = {re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)): tensor
              for name, tensor in tensors.items()}  # of before 2019
   return Source(
-      path, _kind(path, tensors), tensors, told | config, vocab=_first_file(path, VOCAB, os.path.join("assets", VOCAB)),
-      lower_case=_read_json(os.path.join(path, "tokenizer_config.json")).get("do_lower_case"),
-      blocks=_first_file(path, "blocks.tfr", "block_records.npy"))
+      path, _kind(path, tensors), tensors, told | config, vocabulary=_vocabulary(path),
+      blocks=_first_file(path, "blocks.tfr", "block_records.npy"), notes=notes)
+
+
+def _vocabulary(path: str) -> Vocabulary | None:
+  found = _first_file(path, vocabularies.VOCAB, os.path.join("assets", vocabularies.VOCAB), vocabularies.TOKENIZER)
+  return vocabularies.read(found) if found else None
+
+
+def _sentence_transformer_notes(path: str) -> tuple[str, ...]:
+  """What a sentence-transformers folder tells of how its vectors are made.
+
+  Raises:
+    CheckpointError: they are made in a way that our retriever does not know.
+  """
+  notes = []
+  for kind, folder in vocabularies.modules_of(path):
+    if kind in vocabularies.ENCODERS:
+      length = _read_json(os.path.join(folder, "sentence_bert_config.json")).get("max_seq_length")
+      notes += [f"it was trained on texts of at most {length} word pieces"] if length else []
+    elif kind == "Pooling":
+      notes.append(f"its vectors are pooled by {_pooling(folder)!r}: train a retriever on it with retriever.pooling={_pooling(folder)!r}")
+    elif kind != "Normalize":
+      notes.append(f"its module {kind} is left out: the retriever's own projection takes its place")
+  return tuple(notes)
+
+
+def _pooling(folder: str) -> str:
+  """"mean" or "cls", as a sentence-transformers model pools."""
+  config = _read_json(os.path.join(folder, "config.json"))
+  modes = [name for name, used in config.items() if name.startswith("pooling_mode_") and used is True]
+  modes = modes or [f"pooling_mode_{config.get('pooling_mode', 'mean_tokens')}"]
+  known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_mean": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_cls": "cls"}
+  if len(modes) != 1 or modes[0] not in known:
+    raise CheckpointError(f"{folder!r} pools by {' and '.join(modes)}; a retriever pools by the mean of all word pieces or by [CLS].")
+  return known[modes[0]]
 
 
 def _read_json(path: str) -> dict:
@@ -246,10 +308,9 @@ def _find_keras_hub(path: str) -> Source:
   except (ValueError, OSError) as error:
     raise CheckpointError(f"there is no folder {path!r}, and KerasHub has no BERT of that name: {error}") from error
   tensors = {name: Tensor.of(slot.get()) for name, slot in bert_slots(bert).items()}
-  vocab = tempfile.mkdtemp()
-  write_vocabulary(vocab, tokenizer.get_vocabulary())
-  return Source(path, "bert", tensors, {"num_attention_heads": bert.num_heads, "hidden_dropout_prob": bert.dropout}, vocab=vocab,
-                lower_case=tokenizer.lowercase, blocks=None)
+  rules = WordRules.for_case(tokenizer.lowercase)  # KerasHub keeps accents, but the weights are of BERT's, which strips them
+  return Source(path, "bert", tensors, {"num_attention_heads": bert.num_heads, "hidden_dropout_prob": bert.dropout},
+                vocabulary=vocabularies.of(tokenizer.get_vocabulary(), rules, path=path))
 
 
 def _tensorflow_prefix(path: str) -> str:
@@ -310,7 +371,7 @@ class Loaded(NamedTuple):
   Attributes:
     model: ours.
     unused: names of tensors that have no place in it.
-    fresh: prefixes of what the checkpoint lacks and may lack.
+    fresh: what the checkpoint lacks and may lack.
   """
 
   model: keras.Model
@@ -320,7 +381,8 @@ class Loaded(NamedTuple):
 
 def load_bert(path: str, **config) -> Loaded:
   """A BERT as a masked reader; see `find`."""
-  return load_masked_reader(find(path, **config))
+  source = find(path, **config)
+  return load_masked_reader(source.with_pad_first(source.vocabulary.pad_row) if source.vocabulary else source)
 
 
 def _new_masked_reader(architecture: Mapping) -> MaskedReader:
@@ -341,7 +403,8 @@ def load_masked_reader(source: Source) -> Loaded:
   reader = _new_masked_reader(architecture_of(source.config, under(tensors, prefix), source=source.path))
   fresh = [part for part in (f"{prefix}pooler.", "cls.predictions.") if not any(name.startswith(part) for name in tensors)]
   slots = {name: slot for name, slot in masked_reader_slots(reader, prefix).items() if not name.startswith(tuple(fresh))}
-  return Loaded(reader, fill(slots, tensors, source=source.path), fresh)
+  names = {"cls.predictions.": "a masked-LM head"}
+  return Loaded(reader, fill(slots, tensors, source=source.path), [names.get(part, "a pooler") for part in fresh])
 
 
 def load_retriever(query: tuple[Source, str], passage: tuple[Source, str]) -> Loaded:
@@ -354,14 +417,25 @@ def load_retriever(query: tuple[Source, str], passage: tuple[Source, str]) -> Lo
     CheckpointError: tensors that do not fit.
   """
   (source, prefix), unused = passage, []
-  tensors = under(source.tensors, prefix)
+  tensors, epsilon = _projection(under(source.tensors, prefix))
   architecture = architecture_of(source.config, under(tensors, "realm."), source=source.path)
   projection_dim, length = _shape(tensors, "cls.dense.weight", source)[0], architecture["max_sequence_length"]
   retriever = Retriever(architecture=architecture, projection_dim=projection_dim, query_length=min(96, length),
-                        passage_length=min(288, length), shared=query == passage)
+                        passage_length=min(288, length), shared=query == passage, norm_epsilon=epsilon)
   for tower, (source, prefix) in zip(retriever.towers, (query, passage)):
-    unused += fill(embedder_slots(tower), under(source.tensors, prefix), source=source.path, unused=_HEAD)
+    unused += fill(embedder_slots(tower), _projection(under(source.tensors, prefix))[0], source=source.path, unused=_HEAD)
   return Loaded(retriever, unused)
+
+
+def _projection(embedder: Tensors) -> tuple[Tensors, float | None]:
+  """An embedder with its layer norm under one name, and that norm's epsilon where it is not the encoder's.
+
+  REALM's released modules have BERT's own layer norm there, ORQA's have Keras' (google-research/language,
+  `orqa/models/ict_model.py`).
+  """
+  theirs = f"cls.{KERAS_NORM}."
+  renamed = {name.replace(theirs, "cls.LayerNorm."): tensor for name, tensor in embedder.items()}
+  return renamed, _KERAS_EPSILON if f"{theirs}weight" in embedder else None
 
 
 def load_span_reader(source: Source, prefix: str = "") -> Loaded:

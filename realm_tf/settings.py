@@ -14,13 +14,13 @@ from realm_tf import artifacts, devices, examples, passages, published, snapshot
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
-from realm_tf.tokenization import VOCAB, Tokenizer
+from realm_tf.tokenization import Tokenizer
 
 
 def tokenizer(passages_folder: str) -> Tokenizer:
   """The tokenizer that passages were made with."""
-  info = artifacts.read_info(passages_folder, kind=passages.KIND)
-  return Tokenizer(os.path.join(passages_folder, VOCAB), lower_case=info["lower_case"])
+  artifacts.read_info(passages_folder, kind=passages.KIND)
+  return Tokenizer(passages_folder)
 
 
 def scope(config) -> contextlib.AbstractContextManager:
@@ -82,7 +82,7 @@ def new_encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, Maske
   if architecture["vocabulary_size"] != tokenizer.size:
     raise encoder.EncoderError(
         f"encoder.preset {section.preset!r} has {architecture['vocabulary_size']} word pieces, {tokenizer.path!r} has "
-        f"{tokenizer.size}. Use the encoder's own vocab.txt (make_passages --vocab=..., a tagger's vocab).")
+        f"{tokenizer.size}. Use the encoder's own: make_passages --vocab={section.preset} (a tagger's vocab).")
   if architecture["max_sequence_length"] < length:
     raise encoder.EncoderError(
         f"the encoder takes {architecture['max_sequence_length']} word pieces, the config asks for {length}. Shorten "
@@ -93,7 +93,13 @@ def new_encoder(section, tokenizer: Tokenizer, length: int) -> tuple[dict, Maske
 def _published_bert(preset: str) -> MaskedReader:
   """From a workdir of realm_tf.import_checkpoint, or from a published checkpoint itself."""
   imported = artifacts.latest(os.path.join(preset, "snapshots"))
-  return snapshots.load_model(imported, "reader") if imported else published.load_bert(preset).model
+  if imported:
+    model, fresh = snapshots.load_model(imported, "reader"), artifacts.read_info(imported).get("fresh", {}).get("reader", [])
+  else:
+    model, _, fresh = published.load_bert(preset)
+  if fresh:
+    print(f"encoder.preset {preset} lacks {' and '.join(fresh)}: a model that has them starts with fresh ones.")
+  return model
 
 
 def start_encoder(model: keras.Model, warm: MaskedReader | None, init_std: float) -> None:

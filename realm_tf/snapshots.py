@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import keras
 
-from realm_tf import artifacts
+from realm_tf import artifacts, vocabularies
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
-from realm_tf.tokenization import VOCAB, Tokenizer, write_vocabulary
+from realm_tf.tokenization import Tokenizer
 
 KIND = "snapshot"
 _HDF5_BYTES = 4096  # at most, beside the values of a variable
@@ -39,10 +39,9 @@ def publish(root: str, step: int, models: Mapping[str, keras.Model], *, tokenize
       path = os.path.join(staged.path, f"{name}.weights.h5")
       save_weights(model, path)
       digests.append(artifacts.file_digest(path))
-    write_vocabulary(staged.path, tokenizer.pieces)
+    vocabularies.write(staged.path, tokenizer.pieces)
     staged.content = artifacts.fingerprint_of(digests)
-    staged.details = {"step": step, "made_by": made_by, "vocab_fingerprint": tokenizer.fingerprint,
-                      "lower_case": tokenizer.lower_case, **details}
+    staged.details = {"step": step, "made_by": made_by, **tokenizer.details, **details}
   return folder
 
 
@@ -88,8 +87,8 @@ def model_config(folder: str, name: str) -> dict:
 
 def load_tokenizer(folder: str) -> Tokenizer:
   """The tokenizer that the snapshot's models were trained with."""
-  info = artifacts.read_info(folder, kind=KIND)
-  return Tokenizer(os.path.join(folder, VOCAB), lower_case=info["lower_case"])
+  artifacts.read_info(folder, kind=KIND)
+  return Tokenizer(folder)
 
 
 def save_weights(model: keras.Model, path: str) -> None:

@@ -1,26 +1,25 @@
 """Text to word-piece ids and back to the original text.
 
-One tokenizer for jobs, trainers and the exported graph: TF Text's FastBertTokenizer, whose offsets point into the original
+One tokenizer for jobs, trainers and the exported graph: BERT's, in TensorFlow's and TF Text's ops. Its offsets point into the original
 bytes, so that an answer is always a substring of the passage as it was written.
 """
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from realm_tf import artifacts
+from realm_tf import characters, vocabularies
+from realm_tf.characters import WordRules
+from realm_tf.vocabularies import CLS, MASK, PAD, SEP, SPECIAL, UNK, VOCAB, Vocabulary, VocabularyError  # noqa: F401
 
-VOCAB = "vocab.txt"
-PAD, UNK, CLS, SEP, MASK = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-class VocabularyError(artifacts.UserError):
-  """A vocab.txt that cannot serve a BERT model."""
+_MAX_PIECE_BYTES = 256  # of TF Text's op
+_NO_LIMIT = 2**31 - 1
+_LETTERS, _COVERED = 1000, 0.9995  # of a learned vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,54 +37,108 @@ class Tokens:
   ends: tf.RaggedTensor
 
 
-class Tokenizer:
-  """BERT word pieces over a vocab.txt.
+class _Words(NamedTuple):
+  """The words of N texts, and where each of their bytes is from.
 
-  Args:
-    vocab: path of a vocab.txt, or of a folder that holds one.
-    lower_case: lower-case and strip accents before looking up word pieces (BERT's uncased models).
-
-  Raises:
-    VocabularyError: the file is missing, has repeated lines, or lacks a special token; [PAD] must be its first line, as in
-      every released BERT, because padding is recognised by id 0.
+  Attributes:
+    words: [W] string, as the vocabulary spells them.
+    rows: [W] int64, the text of each word.
+    first_byte: [W] int32, where a word begins among the bytes of all words.
+    starts, ends: [bytes of all words] int32, byte offsets of each byte's character in its text; a mark that was stripped counts to
+      the letter before it.
   """
 
-  def __init__(self, vocab: str, *, lower_case: bool = True):
-    self.path = os.path.join(vocab, VOCAB) if artifacts.gfile.isdir(vocab) else vocab
-    if not artifacts.gfile.exists(self.path):
-      raise VocabularyError(f"no vocabulary at {self.path!r}; give a BERT vocab.txt or a folder that holds one.")
-    self.lower_case = lower_case
-    self.pieces = artifacts.read_text(self.path).rstrip("\n").split("\n")
-    self._check()
+  words: tf.Tensor
+  rows: tf.Tensor
+  first_byte: tf.Tensor
+  starts: tf.Tensor
+  ends: tf.Tensor
+
+
+class Tokenizer:
+  """BERT word pieces over a vocabulary.
+
+  Args:
+    vocab: a `Vocabulary`; or the path of a vocab.txt, or of a folder that holds one, see `vocabularies.read`.
+    rules: how a text becomes words, instead of what the vocabulary's folder says.
+
+  Raises:
+    VocabularyError: no vocabulary, or not one of BERT's kind.
+  """
+
+  def __init__(self, vocab: str | Vocabulary, rules: WordRules | None = None):
+    vocabulary = vocabularies.read(vocab) if isinstance(vocab, str) else vocab
+    if rules:
+      vocabulary = dataclasses.replace(vocabulary, rules=rules)
+    self.vocabulary, self.path, self.pieces, self.rules = vocabulary, vocabulary.path, vocabulary.pieces, vocabulary.rules
     self.size = len(self.pieces)
     ids = {piece: i for i, piece in enumerate(self.pieces)}
     self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (ids[piece] for piece in SPECIAL)
-    self.continues = np.array([piece.startswith("##") for piece in self.pieces])  # [V]: goes on inside a word
-    self._op = tf_text.FastBertTokenizer(
-        vocab=self.pieces, token_out_type=tf.int32, unknown_token=UNK, lower_case_nfd_strip_accents=lower_case)
-
-  def _check(self) -> None:
-    missing = [piece for piece in SPECIAL if piece not in self.pieces]
-    if missing:
-      raise VocabularyError(f"{self.path!r} lacks {', '.join(missing)}; a BERT vocabulary has all of {', '.join(SPECIAL)}.")
-    if self.pieces[0] != PAD:
-      raise VocabularyError(f"{self.path!r} begins with {self.pieces[0]!r}, wanted {PAD}: move it to the first line.")
-    repeated = [piece for piece, count in Counter(self.pieces).items() if count > 1]
-    if repeated:
-      raise VocabularyError(f"{self.path!r} holds {repeated[0]!r} more than once; every line must be its own word piece.")
+    self.continues = np.array([_continues(piece) for piece in self.pieces])  # [V]: goes on inside a word
+    fitting = [piece if len(piece.encode()) <= _MAX_PIECE_BYTES else vocabularies.unused(i) for i, piece in enumerate(self.pieces)]
+    with tf.init_scope():
+      self._op = tf_text.FastWordpieceTokenizer(
+          vocab=fitting, token_out_type=tf.int32, unknown_token=UNK, no_pretokenization=True, max_bytes_per_word=_NO_LIMIT)
+      self._table = characters.Table(*(tf.constant(part) for part in dataclasses.astuple(characters.table(self.rules))))
 
   @property
   def fingerprint(self) -> str:
-    return artifacts.fingerprint_of(self.pieces, self.lower_case)
+    return self.vocabulary.fingerprint
+
+  @property
+  def details(self) -> dict:
+    """What the info.json of an artifact says of the tokenizer that it was made with."""
+    return {"vocab_size": self.size, "vocab_fingerprint": self.fingerprint, "tokenizer": dataclasses.asdict(self.rules)}
 
   def __call__(self, texts) -> tf.RaggedTensor:
     """Texts ([N] string) to word-piece ids ([N, None] int32 ragged); usable inside a graph."""
-    return self._op.tokenize(texts).merge_dims(1, -1)
+    words = self._words(texts)
+    ids = self._op.tokenize(words.words)
+    return _by_text(ids, words, tf.shape(texts)[0])(ids.values)
 
   def with_offsets(self, texts) -> Tokens:
-    """Texts ([N] string) to word pieces with byte offsets into the original; usable inside a graph."""
-    ids, starts, ends = self._op.tokenize_with_offsets(texts)
-    return Tokens(*(tf.cast(part.merge_dims(1, -1), tf.int32) for part in (ids, starts, ends)))
+    """Texts ([N] string) to word pieces with byte offsets into the original; usable inside a graph.
+
+    No piece is empty: all pieces of one character, as of a Hangul syllable, have the bytes of that character.
+    """
+    words = self._words(texts)
+    ids, starts, ends = self._op.tokenize_with_offsets(words.words)
+    first_byte = tf.gather(words.first_byte, ids.value_rowids())
+    by_text = _by_text(ids, words, tf.shape(texts)[0])
+    return Tokens(by_text(ids.values), by_text(tf.gather(words.starts, first_byte + tf.cast(starts.values, tf.int32))),
+                  by_text(tf.gather(words.ends, first_byte + tf.cast(ends.values, tf.int32) - 1)))
+
+  def _words(self, texts) -> _Words:
+    """BERT's basic tokenizer on all characters of all texts at once."""
+    # The line break gives every character one after it, so that no word goes on in the next text.
+    codes, starts = tf.strings.unicode_decode_with_offsets(tf.strings.join([texts, "\n"]), "UTF-8")
+    rows, codes, starts = codes.value_rowids(), tf.minimum(codes.values, characters.END), tf.cast(starts.values, tf.int32)
+    kinds = tf.gather(self._table.kinds, codes)
+    rows, codes, starts, kinds = _where(kinds != characters.MARK, rows, codes, starts, kinds)
+    ends = tf.concat([starts, [0]], axis=0)[1:]  # past the marks on it
+    rows, codes, starts, ends, kinds = _where(kinds != characters.DROPPED, rows, codes, starts, ends, kinds)
+
+    joins = kinds == characters.LETTER
+    begins = ~(joins & tf.concat([[False], joins], axis=0)[:-1])
+    rows, codes, starts, ends, begins = _where(kinds != characters.SPACE, rows, codes, starts, ends, begins)
+    at = tf.range(tf.size(codes))
+    place = at - tf.gather(tf.boolean_mask(at, begins), tf.cumsum(tf.cast(begins, tf.int32)) - 1)
+    first = tf.boolean_mask(at, place % self.rules.max_word_chars == 0)  # character that each word begins with
+
+    letters, of_letter = self._spell(codes)
+    splits = tf.concat([tf.searchsorted(of_letter, first), [tf.size(letters)]], axis=0)  # of the letters, by word
+    words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_splits(letters, splits, validate=False), "UTF-8")
+    num_bytes = 1 + sum(tf.cast(letters >= longer, tf.int32) for longer in (0x80, 0x800, 0x10000))
+    of_byte = tf.repeat(of_letter, num_bytes)
+    return _Words(words, tf.gather(rows, first), tf.cumsum(tf.strings.length(words), exclusive=True),
+                  tf.gather(starts, of_byte), tf.gather(ends, of_byte))
+
+  def _spell(self, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The letters that stand for characters, and the number of the character that each is of."""
+    count = tf.cast(tf.gather(self._table.count, codes), tf.int32)
+    of_letter = tf.repeat(tf.range(tf.size(codes)), count)
+    place = tf.range(tf.size(of_letter)) - tf.gather(tf.cumsum(count, exclusive=True), of_letter)
+    return tf.gather(self._table.letters, tf.gather(tf.gather(self._table.first, codes), of_letter) + place), of_letter
 
   def spell(self, ids: Iterable[int]) -> str:
     """The words of word pieces, as the vocabulary writes them."""
@@ -96,40 +149,58 @@ class Tokenizer:
     return self(tf.constant(texts, tf.string)).row_lengths().numpy() if len(texts) else np.zeros([0], np.int64)
 
 
-def write_vocabulary(folder: str, pieces: Iterable[str]) -> None:
-  """Writes a folder's vocab.txt."""
-  artifacts.write_text(os.path.join(folder, VOCAB), "\n".join(pieces) + "\n")
+def _continues(piece: str) -> bool:
+  """Whether no word begins with it: in a script without spaces one may."""
+  return piece.startswith("##") and not (len(piece) > 2 and characters.is_unspaced(piece[2]))
 
 
-def train_vocabulary(texts: Iterable[str], *, size: int, lower_case: bool = True, min_count: int = 2) -> list[str]:
+def _where(keep: tf.Tensor, *columns: tf.Tensor) -> list[tf.Tensor]:
+  at = tf.where(keep)[:, 0]
+  return [tf.gather(column, at) for column in columns]
+
+
+def _by_text(pieces: tf.RaggedTensor, words: _Words, num_texts: tf.Tensor):
+  """Puts values of the word pieces [W, None] of words into rows by text [N, None]."""
+  rows = tf.gather(words.rows, pieces.value_rowids())
+  return lambda values: tf.RaggedTensor.from_value_rowids(values, rows, nrows=tf.cast(num_texts, rows.dtype), validate=False)
+
+
+def train_vocabulary(texts: Iterable[str], *, size: int, rules: WordRules = WordRules(), min_count: int = 2) -> list[str]:
   """Learns a BERT vocabulary from texts with the `tokenizers` library's word-piece trainer.
 
   Args:
     texts: a sample of the corpus; held in memory.
     size: most word pieces, special tokens included.
-    lower_case: as the `Tokenizer` will be used.
+    rules: those that the `Tokenizer` will have; it makes the same words of the same texts.
     min_count: pieces seen less often are left out.
 
   Returns:
     The lines of vocab.txt, `[PAD]` first; the same in every run with the same texts.
   """
-  from tokenizers import BertWordPieceTokenizer  # only where a vocabulary is learned
+  import tokenizers  # only where a vocabulary is learned
 
-  trainer, texts = BertWordPieceTokenizer(lowercase=lower_case, strip_accents=lower_case), list(texts)
-  alphabet = _alphabet((trainer.normalize(text) for text in texts), most=min(1000, (size - len(SPECIAL)) // 4))
+  texts = [" ".join(rules.words(text)) for text in texts]
+  alphabet = _alphabet(texts, most=(size - len(SPECIAL)) // 4)
   # The trainer numbers `##a`, `##b`, .. in the order of a random hash table and breaks ties by number: given first, as
   # special tokens, their order is ours and the vocabulary is the same in every run.
-  first = [*SPECIAL, *alphabet, *(f"##{letter}" for letter in alphabet)]
-  trainer.train_from_iterator(
-      texts, vocab_size=size, min_frequency=min_count, special_tokens=first, limit_alphabet=len(alphabet), show_progress=False)
-  return [piece for piece, _ in sorted(trainer.get_vocab().items(), key=lambda item: item[1])]
+  first = [*SPECIAL, *alphabet, *(f"##{letter}" for letter in alphabet if not rules.split_cjk or not characters.is_cjk(letter))]
+  learner = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token=UNK))
+  learner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  learner.train_from_iterator(texts, tokenizers.trainers.WordPieceTrainer(
+      vocab_size=size, min_frequency=min_count, special_tokens=first, limit_alphabet=len(alphabet), show_progress=False))
+  return [piece for piece, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1])]
 
 
 def _alphabet(texts: Iterable[str], *, most: int) -> list[str]:
-  """At most `most` characters, sorted: the frequent ones, cut where the next is rarer, so that no tie is broken by chance."""
+  """The frequent letters, sorted: 1,000 or what 99.95% of the text needs, but at most `most`. No tie is broken by chance."""
   counts = Counter()
   for text in texts:
     counts.update(text)
-  counts = {letter: count for letter, count in counts.items() if not letter.isspace()}
-  next_count = sorted(counts.values(), reverse=True)[most] if len(counts) > most else 0
-  return sorted(letter for letter, count in counts.items() if count > next_count)
+  del counts[" "]
+  ordered = sorted(counts.values(), reverse=True)
+  needed = int(np.searchsorted(np.cumsum(ordered), _COVERED * sum(ordered))) + 1
+  kept = min(max(needed, _LETTERS), most, len(ordered))
+  least = ordered[kept - 1] if kept else 1
+  if sum(count >= least for count in ordered) > most:
+    least += 1
+  return sorted(letter for letter, count in counts.items() if count >= least)

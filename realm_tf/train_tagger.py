@@ -20,7 +20,8 @@ from keras import ops
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 
-from realm_tf import artifacts, conll, examples, ownership, salient_spans, settings, span_tagger, training
+from realm_tf import (
+    artifacts, conll, examples, ownership, salient_spans, settings, span_tagger, training, vocabularies)
 from realm_tf.conll import ConllError, Document, Sentence, Span
 from realm_tf.models.tagger import NUM_BOUNDS, Tagger
 from realm_tf.optimizer import bert_optimizer
@@ -207,7 +208,7 @@ def train_tagger(config, workdir: str) -> str:
   keras.utils.set_random_seed(config.seed)
   folder = os.path.join(workdir, span_tagger.KIND)
   ownership.check_output(folder, kind=span_tagger.KIND, reads=conll.matching(config.tagger.train))
-  section, tokenizer = config.tagger, Tokenizer(config.vocab, lower_case=config.lower_case)
+  section, tokenizer = config.tagger, Tokenizer(vocabularies.read(config.vocab).with_case(config.lower_case))
   train, held_out = read_data(section)
   sentences = [sentence for document in train for sentence in document]
   counts = Counter(span.label for sentence in sentences for span in sentence.spans)

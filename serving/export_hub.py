@@ -150,7 +150,7 @@ def export_hub(workdir: str, output: str) -> dict:
   with artifacts.publish(output, kind=KIND, config=info["config"], inputs={"snapshot": snapshot}) as staged:
     tf.saved_model.save(module, staged.path, signatures=signatures)
     staged.details = {"signatures": {name: _INPUTS[name] for name in signatures if name in _INPUTS}} | {
-        name: info[name] for name in ("step", "made_by", "vocab_fingerprint", "lower_case")}
+        name: info[name] for name in ("step", "made_by", "vocab_fingerprint", "tokenizer")}
   return artifacts.read_info(output)
 
 

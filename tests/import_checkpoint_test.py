@@ -1,5 +1,6 @@
 """Published checkpoints in and ours out: numbers against transformers' own and TF1's, damaged and hostile files, a served answer."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,14 +20,16 @@ from safetensors import numpy as safetensors
 
 from beam_jobs import annotate_spans, embed_passages, make_passages
 from realm_tf import (
-    artifacts, block_records, checkpoints, evaluate, examples, explain, finetune, index, losses, passages, pretrain, settings,
-    snapshots)
+    artifacts, block_records, checkpoints, evaluate, examples, explain, finetune, index, losses, passages, pretrain, published,
+    settings, snapshots)
 from realm_tf import import_checkpoint as import_checkpoint_module
+from realm_tf.characters import WordRules
 from realm_tf.checkpoints import CheckpointError
 from realm_tf.export_checkpoint import export
 from realm_tf.import_checkpoint import import_checkpoint, write_passages
 from realm_tf.models import encoder, masked_reader, span_reader
 from realm_tf.questions import Question
+from realm_tf.tokenization import Tokenizer
 from serving import client
 from tests import released_format
 from tests.conftest import eagerly
@@ -176,6 +179,24 @@ def test_tf1_embedder_module(tmp_path):
   close(retriever.embed_passages(ids, segments), wanted, "TF1 module's vectors")
 
 
+def test_the_projection_of_an_orqa_module_has_keras_epsilon(tmp_path, capsys):
+  sizes = dataclasses.replace(SIZES, keras_norm=True)
+  released_format.write_embedder_module(str(tmp_path / "module"), PIECES, sizes, seed=0)
+  retriever = snapshots.load_retriever(imported(tmp_path, str(tmp_path / "module"), **HEADS))
+  for kernel in (retriever.query_tower.projection.kernel,):
+    kernel.assign(kernel * 0.01)  # where the variance is small, epsilon counts
+  ids, segments, _ = masked_inputs("embedder", 24)
+  got = np.asarray(retriever.embed_passages(ids, segments), np.float64)
+  pooled = run_encoder(retriever.query_tower.encoder, ids, segments)["pooled_output"].astype(np.float64)
+  kernel, bias, gamma, beta = (np.asarray(weight, np.float64) for layer in (retriever.query_tower.projection, retriever.query_tower.norm)
+                               for weight in layer.get_weights())
+  x = pooled @ kernel + bias
+  x = x - x.mean(-1, keepdims=True)
+  close(got, x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3) * gamma + beta, "vectors with epsilon 1e-3")
+  export(str(tmp_path / "W"), str(tmp_path / "H"))
+  assert "Keras' epsilon 1e-3; transformers knows one epsilon" in capsys.readouterr().out
+
+
 def test_tf1_bert_module(tmp_path):
   released_format.write_bert_module(str(tmp_path / "module"), PIECES, SIZES, seed=1)
   reader = snapshots.load_model(imported(tmp_path, str(tmp_path / "module"), **HEADS), "reader")
@@ -252,6 +273,142 @@ def test_every_weight_of_the_tf1_model_directory_arrives(model_dir, tmp_path):
       for weight, name in zip(got, ("kernel", "bias"), strict=True):
         wanted = reader.get_tensor(f"{theirs}/bert/encoder/layer_1/attention/self/{kind}/{name}")
         np.testing.assert_array_equal(weight.reshape(wanted.shape), wanted)
+
+
+# ================================================================================================= tokenizers and layouts
+
+
+def with_vocabulary(tmp_path, name: str, order: list[int], pieces: list[str]) -> str:
+  """A copy of a fixture with the rows of its word pieces in another order (-1: a row to spare), and this vocab.txt."""
+  folder = tmp_path / "other"
+  shutil.copytree(FIXTURES / name, folder)
+  tensors = {key: tensor.read() for key, tensor in checkpoints.open_huggingface(str(folder)).items()}
+  for key, value in tensors.items():
+    if value.shape[:1] == (len(PIECES),):
+      tensors[key] = value[order]
+  for old in [*folder.glob("*.bin"), *folder.glob("*.safetensors")]:
+    old.unlink()
+  safetensors.save_file(tensors, folder / "model.safetensors")
+  (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+  return str(folder)
+
+
+def test_padding_elsewhere_than_first(tmp_path):
+  """[PAD] and the first piece change places, in the embeddings and in the vocabulary: nothing else differs; and back."""
+  order = list(range(len(PIECES)))
+  order[0], order[9] = 9, 0
+  other = with_vocabulary(tmp_path, "encoder", order, [PIECES[row] for row in order])
+  plain, moved = imported(tmp_path / "plain", "encoder"), imported(tmp_path / "moved", other)
+  for one, two in zip(*(snapshots.load_model(folder, "reader").get_weights() for folder in (plain, moved)), strict=True):
+    np.testing.assert_array_equal(one, two)
+  tokenizer = snapshots.load_tokenizer(moved)
+  assert tokenizer.fingerprint == snapshots.load_tokenizer(plain).fingerprint and tokenizer.pad_id == 0
+  straight, warm = published.load_bert(str(FIXTURES / "bert")).model, with_vocabulary(tmp_path / "bert", "bert", order, [PIECES[row] for row in order])
+  for one, two in zip(straight.get_weights(), published.load_bert(warm).model.get_weights(), strict=True):
+    np.testing.assert_array_equal(one, two, err_msg="as encoder.preset")
+  written, = export(str(tmp_path / "moved" / "W"), str(tmp_path / "H"))
+  got, wanted = (checkpoints.open_huggingface(folder) for folder in (written, other))
+  for key, tensor in got.items():
+    np.testing.assert_array_equal(tensor.read(), wanted[key].read(), err_msg=key)
+  assert (pathlib.Path(written) / "vocab.txt").read_text() == (pathlib.Path(other) / "vocab.txt").read_text()
+  assert json.loads((pathlib.Path(written) / "config.json").read_text())["pad_token_id"] == 9
+
+
+def test_embeddings_with_rows_to_spare(tmp_path, capsys):
+  """77 word pieces, and rows padded to 80, as published models have them for the speed of their hardware."""
+  other = with_vocabulary(tmp_path, "bert", [*range(len(PIECES)), -1, -1, -1], PIECES)
+  snapshot = imported(tmp_path, other)
+  assert "3 rows of the word embeddings are kept that no text gives" in capsys.readouterr().out
+  tokenizer, reader = snapshots.load_tokenizer(snapshot), snapshots.load_model(snapshot, "reader")
+  wanted = outputs_of("bert")
+  ids, segments = ints(wanted["ids"], wanted["segments"])
+  every = np.repeat(np.arange(ids.shape[1])[None], len(ids), axis=0).astype(np.int32)
+  logits = np.asarray(reader({"token_ids": ids, "segment_ids": segments, "mask_positions": every}))
+  assert tokenizer.size == logits.shape[-1] == 80
+  close(logits[ids != 0][:, :len(PIECES)], wanted["logits"][ids != 0], "masked-LM logits of the 77")
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_tokenizer_json_without_vocab(lower_case, tmp_path):
+  shutil.copytree(FIXTURES / "bert", tmp_path / "fast")
+  for name in ("vocab.txt", "tokenizer_config.json"):
+    (tmp_path / "fast" / name).unlink()
+  model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "vocab": {piece: row for row, piece in enumerate(PIECES)}}
+  normalizer = {"type": "BertNormalizer", "lowercase": lower_case, "strip_accents": None, "handle_chinese_chars": True, "clean_text": True}
+  (tmp_path / "fast" / "tokenizer.json").write_text(
+      json.dumps({"model": model, "normalizer": normalizer, "pre_tokenizer": {"type": "BertPreTokenizer"}}))
+  tokenizer = snapshots.load_tokenizer(imported(tmp_path, str(tmp_path / "fast")))
+  assert list(tokenizer.pieces) == PIECES and tokenizer.rules == WordRules.for_case(lower_case)
+  assert tokenizer.spell(tokenizer(tf.constant(["The the"]))[0].numpy()) == ("the the" if lower_case else "[UNK] the")
+
+
+def test_a_cased_checkpoint_stays_cased_in_all_that_is_made_with_it(tmp_path):
+  shutil.copytree(FIXTURES / "embedder", tmp_path / "cased")
+  (tmp_path / "cased" / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "tokenize_chinese_chars": False}))
+  snapshot = imported(tmp_path, str(tmp_path / "cased"))
+  (tmp_path / "articles.jsonl").write_text('{"title": "The tower", "text": "The tower is old. the King is in the tower."}\n')
+  made = [make_passages.run(str(tmp_path / "articles.jsonl"), str(tmp_path / name), vocab=vocab, max_tokens=30) for name, vocab in (
+      ("P1", snapshot), ("P2", str(tmp_path / "cased")), ("P3", str(tmp_path / "cased" / "vocab.txt")), ("P4", str(tmp_path / "W")))]
+  uncased = make_passages.run(str(tmp_path / "articles.jsonl"), str(tmp_path / "P5"), vocab=snapshot, lower_case=True, max_tokens=30)
+  rules = dataclasses.asdict(WordRules(lower_case=False, strip_accents=False, split_cjk=False))
+  assert [info["tokenizer"] for info in made] == [rules] * 4 and uncased["tokenizer"]["lower_case"]
+  assert len({info["vocab_fingerprint"] for info in made}) == 1, "the same vocabulary and the same rules"
+  tokenizer = settings.tokenizer(str(tmp_path / "P1"))
+  examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
+  with pytest.raises(artifacts.ArtifactError, match="was made with vocabulary"):
+    examples.check_vocabulary(uncased, "P5", tokenizer)
+  written, = (path for path in export(str(tmp_path / "W"), str(tmp_path / "H")) if path.endswith("embedder"))
+  assert published.find(written).vocabulary.rules == tokenizer.rules, "written and read again"
+
+
+@pytest.mark.parametrize("pooling, words", [
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, "pooled by 'mean'"), ({"pooling_mode_cls_token": True}, "pooled by 'cls'"),
+    ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, None),
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, None), ({"pooling_mode": "lasttoken"}, None)])
+def test_a_sentence_transformers_folder(pooling, words, tmp_path, capsys):
+  folder = tmp_path / "sentences"
+  shutil.copytree(FIXTURES / "bert", folder / "0_BERT")
+  (folder / "0_BERT" / "sentence_bert_config.json").write_text('{"max_seq_length": 40, "do_lower_case": false}')
+  (folder / "1_Pooling").mkdir()
+  (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **pooling}))
+  kinds = {"BERT": "0_BERT", "Pooling": "1_Pooling", "Dense": "2_Dense", "Normalize": "3_Normalize"}
+  (folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds.items()]))
+  if words is None:
+    with pytest.raises(CheckpointError, match="pools by .*; a retriever pools by the mean"):
+      imported(tmp_path, str(folder))
+    return
+  reader = snapshots.load_model(imported(tmp_path, str(folder)), "reader")
+  said = capsys.readouterr().out
+  assert words in said and "at most 40 word pieces" in said and "its module Dense is left out" in said
+  close(reader.get_weights()[0], published.load_bert(str(FIXTURES / "bert")).model.get_weights()[0], "its weights", tolerance=0)
+
+
+def test_a_preset_without_a_masked_lm_head_is_said(toy, tmp_path, capsys):
+  def without_head(tensors):
+    for key in [key for key in tensors if key.startswith("cls.predictions.")]:
+      tensors.pop(key)
+
+  bare = edited(tmp_path, "bert", without_head)
+  imported(tmp_path, bare)
+  tokenizer = Tokenizer(bare)
+  for preset in (bare, str(tmp_path / "W"), str(FIXTURES / "bert")):
+    capsys.readouterr()
+    settings.new_masked_reader(toy.config(encoder__preset=preset, reader__length=40), tokenizer)
+    said = f"encoder.preset {preset} lacks a masked-LM head" in capsys.readouterr().out
+    assert said is (preset != str(FIXTURES / "bert")), preset
+
+
+def test_the_titles_of_a_released_corpus(tmp_path, model_dir, capsys):
+  imported(tmp_path / "without", str(model_dir), vocab=str(FIXTURES / "embedder"), **HEADS)
+  assert "have no titles. The released embeddings are of titles and texts" in capsys.readouterr().out
+  shutil.copytree(model_dir, tmp_path / "titled")
+  with tf.io.TFRecordWriter(str(tmp_path / "titled" / "titles.tfr")) as writer:
+    for number in range(7):
+      writer.write(f"the tower {number}".encode())
+  imported(tmp_path, str(tmp_path / "titled"), vocab=str(FIXTURES / "embedder"), **HEADS)
+  table, plain = (passages.load(str(folder / "W" / "passages")) for folder in (tmp_path, tmp_path / "without"))
+  assert list(table.titles) == [f"the tower {number}" for number in range(7)] and list(table.texts) == list(plain.texts)
+  assert "have no titles" not in capsys.readouterr().out and len(table.title_ids[0]) > 1
 
 
 # ============================================================================================================== and out
@@ -444,7 +601,7 @@ def test_sources_that_do_not_belong_together(tmp_path):
     imported(tmp_path, "no/such")
   short = tmp_path / "vocab.txt"
   short.write_text("\n".join(PIECES[:-1]) + "\n")
-  with pytest.raises(CheckpointError, match=f"has {len(PIECES) - 1} word pieces, the checkpoint {len(PIECES)}"):
+  with pytest.raises(artifacts.UserError, match=f"has {len(PIECES) - 1} word pieces, the checkpoint {len(PIECES)}"):
     imported(tmp_path, "embedder", vocab=str(short))
 
 

@@ -79,6 +79,23 @@ def test_has_answer(answers, words, raw):
     assert got.dtype == bool and got.tolist() == wanted
 
 
+CHINESE = ["北京是中華人民共和國的首都，位於華北平原。", "東京タワーは、東京都港区にある。", "서울은 대한민국의 수도이다.", "上海在長江口。"]
+
+
+@pytest.mark.parametrize("answer, wanted", [
+    ("北京", [True, False, False, False]), ("首都", [True, False, False, False]), ("華北平原", [True, False, False, False]), ("京都", [False, True, False, False]),
+    ("東京", [False, True, False, False]), ("タワーは", [False, True, False, False]), ("ワー", [False] * 4), ("にある", [False, True, False, False]),
+    ("수도이다", [False, False, True, False]), ("수도", [False] * 4), ("長江", [False, False, False, True]), ("港区にある", [False, True, False, False]),
+])
+def test_has_answer_in_text_without_spaces(answer, wanted):
+  """A Chinese character is a word; kana and Hangul stay together, as BERT has them."""
+  assert metrics.AnswerMatcher(CHINESE).has_answer(range(4), [answer]).tolist() == wanted
+
+
+def test_answers_in_chinese_are_compared_whole():
+  assert metrics.exact_match("北京", ["北京"]) and not metrics.exact_match("北 京", ["北京"]), "the published rule for exact match is kept"
+
+
 def test_has_answer_follows_the_numbers_given():
   matcher = metrics.AnswerMatcher(TEXTS)
   assert matcher.has_answer(np.array([2, 1, 0, 2], np.int32), ["band"]).tolist() == [True, False, True, True]

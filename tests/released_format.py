@@ -29,6 +29,7 @@ class Sizes:
     hidden, layers, heads, intermediate: of the BERTs.
     projection: of the retriever's embeddings.
     span: width of the reader's hidden layer.
+    keras_norm: whether the embedder's norm is Keras' (ORQA's modules) or BERT's own (REALM's).
   """
 
   vocab: int
@@ -39,6 +40,7 @@ class Sizes:
   positions: int = 48
   projection: int = 8
   span: int = 6
+  keras_norm: bool = False
 
 
 def write_embedder_module(folder: str, pieces: Sequence[str], sizes: Sizes, *, seed: int) -> None:
@@ -170,7 +172,8 @@ def _embedder(inputs: dict, sizes: Sizes, scope: str, *, training: bool = False)
   with tf1.variable_scope(scope):
     with tf1.variable_scope("module"):
       pooled = _bert(inputs, sizes, training=training)["pooled_output"]
-    return _layer_norm(_dense(pooled, sizes.projection))
+    projected = _dense(pooled, sizes.projection)
+    return _layer_norm(projected, "layer_normalization", epsilon=1e-3) if sizes.keras_norm else _layer_norm(projected)
 
 
 def _reader(inputs: dict, sizes: Sizes, *, max_width: int) -> tf.Tensor:

@@ -18,16 +18,19 @@ class Retriever(keras.Model):
     shared: one tower for both sides (as published), or two.
     dropout: of embeddings while training.
     scale: LayerNorm's first gain; 1 as published. f(x, z) is at most D * scale**2 then.
+    norm_epsilon: of the projection's LayerNorm; None: the encoder's.
   """
 
   def __init__(self, *, architecture: dict, projection_dim: int = 128, query_length: int = 96, passage_length: int = 288,
-               pooling: str = "cls", shared: bool = True, dropout: float = 0.1, scale: float = 1.0, name: str = "retriever"):
+               pooling: str = "cls", shared: bool = True, dropout: float = 0.1, scale: float = 1.0,
+               norm_epsilon: float | None = None, name: str = "retriever"):
     super().__init__(name=name)
     if pooling not in ("cls", "mean"):
       raise ValueError(f"pooling is {pooling!r}; use 'cls' or 'mean'.")
     self._config = dict(
         architecture=dict(architecture), projection_dim=projection_dim, query_length=query_length,
-        passage_length=passage_length, pooling=pooling, shared=shared, dropout=dropout, scale=scale)
+        passage_length=passage_length, pooling=pooling, shared=shared, dropout=dropout, scale=scale,
+        norm_epsilon=norm_epsilon)
     self.dim, self.query_length, self.passage_length, self.pooling = projection_dim, query_length, passage_length, pooling
     self.query_tower = Tower(self._config, name="query_tower")
     self.passage_tower = self.query_tower if shared else Tower(self._config, name="passage_tower")
@@ -71,7 +74,7 @@ class Tower(keras.Model):
     # Orthogonal: a projection of pre-trained vectors starts out keeping their angles.
     self.projection = keras.layers.Dense(config["projection_dim"], kernel_initializer="orthogonal", name="projection")
     self.norm = keras.layers.LayerNormalization(
-        epsilon=encoder.layer_norm_epsilon(config["architecture"]), gamma_initializer=keras.initializers.Constant(config["scale"]),
+        epsilon=config["norm_epsilon"] or encoder.layer_norm_epsilon(config["architecture"]), gamma_initializer=keras.initializers.Constant(config["scale"]),
         dtype="float32", name="norm")
     self.dropout = keras.layers.Dropout(config["dropout"], name="dropout")
 
