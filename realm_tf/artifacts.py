@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -265,11 +266,15 @@ def find_input(folder: str, name: str, *, accept: Callable[[dict], bool] | None 
   if wanted.get("relative"):
     beside = paths.resolve(os.path.join(here, wanted["relative"]))
     places = places if beside == paths.resolve(wanted["path"]) else [beside, *places]
-  if (found := next(filter(fits, itertools.chain(places, _around(here))), None)) is None:
+  if place := next(filter(fits, places), None):
+    return place
+  found = next(filter(fits, _around(here)), None)
+  if found is None:
     looked = ", ".join(f"{place!r} ({_state(place)})" for place in places)
     raise ArtifactError(
         f"{info['kind']} {folder!r} was made from {name} {wanted['fingerprint']}, which is not at {looked} and not "
         f"around that {info['kind']}. {advice or f'Put it back, or give where it is as --{name}.'}")
+  print(f"{name} of {folder} moved: found by fingerprint at {found}", file=sys.stderr)
   return found
 
 
