@@ -23,7 +23,9 @@ class Run:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         artifacts.write_text(path, stage.name)
       else:
-        kind = {"snapshots": snapshots.KIND, "indexes": "index"}.get(os.path.basename(os.path.dirname(path)), "things")
+        kind = {"snapshots": snapshots.KIND, "indexes": "index"}.get(
+          os.path.basename(os.path.dirname(path)), "things"
+        )
         with artifacts.publish(path, kind=kind, config={}, inputs={}):
           pass
     if stage.name == "realm":
@@ -61,7 +63,13 @@ def run(monkeypatch, tmp_path) -> Run:
 
 def test_a_moved_run_has_nothing_to_do(run, tmp_path, monkeypatch):
   assert len(run(quickstart_in("runs/quick"))) == 24
-  for same in ("runs/quick", "runs/quick/", "./runs/quick", "runs/../runs/quick", str(tmp_path / "runs/quick")):
+  for same in (
+    "runs/quick",
+    "runs/quick/",
+    "./runs/quick",
+    "runs/../runs/quick",
+    str(tmp_path / "runs/quick"),
+  ):
     assert run(quickstart_in(same)) == [], same
   os.rename("runs/quick", "my [v2] run, final?*")
   assert run(quickstart_in("my [v2] run, final?*")) == []
@@ -73,14 +81,21 @@ def test_a_moved_run_has_nothing_to_do(run, tmp_path, monkeypatch):
   assert run(quickstart_in("copy")) == ["passages"]
   changed = quickstart_in("copy")
   changed.realm.learning_rate = 1.0
-  with pytest.raises(pipeline.PipelineError, match="copy/realm was trained with something else .realm.learning_rate: 0.001 before, 1.0"):
+  with pytest.raises(
+    pipeline.PipelineError,
+    match="copy/realm was trained with something else .realm.learning_rate: 0.001 before, 1.0",
+  ):
     run(changed)
 
 
 def test_inputs_of_one_s_own_are_known_by_their_content(run, tmp_path, monkeypatch):
   def config(run_dir: str, docs: str):
     found = own_corpus.get_config()
-    found.run_dir, found.corpus.knowledge, found.encoder.preset = run_dir, f"{docs}/a,b.txt,{docs}/[x].txt", f"{docs}/bert"
+    found.run_dir, found.corpus.knowledge, found.encoder.preset = (
+      run_dir,
+      f"{docs}/a,b.txt,{docs}/[x].txt",
+      f"{docs}/bert",
+    )
     found.finetune.questions = found.evaluate.questions = f"{docs}/questions.jsonl"
     return found
 
@@ -90,7 +105,9 @@ def test_inputs_of_one_s_own_are_known_by_their_content(run, tmp_path, monkeypat
   assert "finetune bm25" in run(config("run", "docs"))
   os.rename("docs", "data")
   monkeypatch.chdir("run")
-  assert run(config(".", str(tmp_path / "data"))) == run(config(str(tmp_path / "run"), "../data")) == []
+  assert (
+    run(config(".", str(tmp_path / "data"))) == run(config(str(tmp_path / "run"), "../data")) == []
+  )
   artifacts.write_text("../data/[x].txt", "more")
   assert run(config(".", "../data")) == ["passages"]
   artifacts.write_text("../data/bert/config.json", "another")
@@ -102,7 +119,12 @@ def test_redo_deletes_what_the_stages_left_and_nothing_else(run, tmp_path):
   config = quickstart_in("run")
   run(config)
   runner = pipeline.Runner("run", config.to_dict())
-  for place in ("run/realm/thesis.txt", "run/realm/snapshots/00001100/thesis.txt", "run/servable/thesis.txt", "run/ict/tensorboard.txt"):
+  for place in (
+    "run/realm/thesis.txt",
+    "run/realm/snapshots/00001100/thesis.txt",
+    "run/servable/thesis.txt",
+    "run/ict/tensorboard.txt",
+  ):
     artifacts.write_text(place, "years of work")
     before = sorted(str(path) for path in tmp_path.rglob("*"))
     with pytest.raises(pipeline.PipelineError, match=f"--redo=ict would delete '{place}'"):
@@ -110,7 +132,9 @@ def test_redo_deletes_what_the_stages_left_and_nothing_else(run, tmp_path):
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before, place
     os.remove(place)
   runner.redo(run.stages(config), "ict")
-  assert os.path.exists("run/mlm") and not os.path.exists("run/ict") and not os.path.exists("run/realm")
+  assert (
+    os.path.exists("run/mlm") and not os.path.exists("run/ict") and not os.path.exists("run/realm")
+  )
   assert len(run(config)) == 24 - 6
 
 
@@ -127,7 +151,11 @@ def test_redo_of_a_workdir_on_another_disk_keeps_the_link(run, tmp_path):
 
 def test_redo_keeps_files_that_no_stage_wrote(run):
   config = quickstart_in("run")
-  config.corpus.questions, config.finetune.questions, config.evaluate.questions = "all.jsonl", "train.jsonl", "test.jsonl"
+  config.corpus.questions, config.finetune.questions, config.evaluate.questions = (
+    "all.jsonl",
+    "train.jsonl",
+    "test.jsonl",
+  )
   for path in ("all.jsonl", "train.jsonl"):
     artifacts.write_text(path, "years of work")
   pipeline.Runner("run", config.to_dict()).redo(run.stages(config), "passages")

@@ -11,7 +11,15 @@ from realm_tf import paths
 @pytest.fixture
 def files(tmp_path, monkeypatch):
   """Files whose names look like patterns and lists."""
-  for name in ("a[1].txt", "a1.txt", "what?.txt", "b,c.txt", "my [v2] run, final?*/x.txt", "my [v2] run, final?*/y.txt", "d/x.txt"):
+  for name in (
+    "a[1].txt",
+    "a1.txt",
+    "what?.txt",
+    "b,c.txt",
+    "my [v2] run, final?*/x.txt",
+    "my [v2] run, final?*/y.txt",
+    "d/x.txt",
+  ):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(name)
   monkeypatch.chdir(tmp_path)
@@ -22,7 +30,9 @@ def found(text: str) -> list[list[str]]:
   return [paths.matching(part) for part in paths.split(text)]
 
 
-@pytest.mark.parametrize("text, wanted", [
+@pytest.mark.parametrize(
+  "text, wanted",
+  [
     ("a[1].txt", [["a[1].txt"]]),
     ("a?.txt", [["a1.txt"]]),
     ("what?.txt", [["what?.txt"]]),
@@ -35,7 +45,8 @@ def found(text: str) -> list[list[str]]:
     ("nowhere,a1.txt", [[], ["a1.txt"]]),
     ("nowhere/*", [[]]),
     ("", []),
-])
+  ],
+)
 def test_commas_and_patterns(files, text, wanted):
   assert found(text) == wanted, text
 
@@ -50,7 +61,9 @@ def test_one_place_written_in_many_ways(files):
   os.symlink(files / "d", files / "link")
   for one in ("d", "d/", "./d", "d/../d", "link", "link/", str(files / "d"), f"file://{files}/d"):
     assert paths.resolve(one) == str(files / "d"), one
-    assert paths.holds("link", os.path.join(one, "x.txt")) and not paths.holds(os.path.join(one, "x.txt"), "d"), one
+    assert paths.holds("link", os.path.join(one, "x.txt")) and not paths.holds(
+      os.path.join(one, "x.txt"), "d"
+    ), one
   assert not paths.holds("d", "d2") and paths.holds("/", "d")
   assert paths.resolve("gs://b/x/../y/") == "gs://b/y" and paths.resolve("gs://b") == "gs://b"
   assert paths.holds("gs://b/x", "gs://b/x/y") and not paths.holds("gs://b/x", "gs://b/xy")
