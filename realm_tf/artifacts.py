@@ -4,15 +4,15 @@ Every job's output is a folder, written under a staging name beside its final pl
 marked `COMPLETE`, then renamed. A reader opens complete folders only, so a job killed at any moment leaves nothing that
 could be mistaken for a result. Paths go through `tf.io.gfile`: a `gs://` path works wherever a local one does.
 
-Nothing is deleted but what was written here: `info.json` lists an artifact's files, and whatever else lies in a folder stays.
+Nothing is deleted but what a job wrote: `info.json` lists an artifact's files, and other files in the folder stay.
 """
 
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -130,17 +130,19 @@ def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str],
   staging = os.path.join(parent, f".staging-{name}-{recipe[:8]}" if resume else f".staging-{name}")
   if (found := ownership.contents_of(staging)) and not ownership.own_info(staging):
     raise ArtifactError(
-        f"{kind} are first written to {staging!r}, and there is {ownership.some(found)}, which no job left. Move it away.")
+        f"{kind} are first written to {staging!r}, and there is {ownership.some(found)}, which no job left. Move it "
+        "away.")
   if found and not resume:
     gfile.rmtree(staging)
   gfile.makedirs(staging)
   made_by = {"kind": kind, "format_version": FORMAT_VERSION, "config": dict(config), "inputs": sources, "seed": seed}
-  write_text(os.path.join(staging, INFO), json.dumps(made_by, indent=2, default=str) + "\n")  # tells whose folder it is
+  # Tells whose folder it is.
+  write_text(os.path.join(staging, INFO), json.dumps(made_by, indent=2, default=str) + "\n")
   return Publication(staging, folder, recipe, made_by, time.time())
 
 
 def _reference(path: str, folder: str) -> dict:
-  """How the artifact `folder` tells of an input: as given, as seen from itself, and by what it is known wherever it is."""
+  """How the artifact `folder` tells of an input: its path as given, as seen from `folder`, and its fingerprint."""
   fingerprint = read_info(path)["fingerprint"]
   return {"path": path, "relative": paths.relative(path, folder), "fingerprint": fingerprint}
 
@@ -203,7 +205,8 @@ def read_info(folder: str, *, kind: str | None = None) -> dict:
     info = json.loads(read_text(os.path.join(folder, INFO)))
     info["kind"], info["format_version"]
   except (tf.errors.NotFoundError, ValueError, TypeError, KeyError):
-    raise ArtifactError(f"{folder!r} has a file {COMPLETE} but no {INFO} of ours: wanted {kind or 'an artifact'}.") from None
+    raise ArtifactError(
+        f"{folder!r} has a file {COMPLETE} but no {INFO} of an artifact; wanted {kind or 'one'}.") from None
   if kind is not None and info["kind"] != kind:
     raise ArtifactError(f"{folder!r} holds {info['kind']}, wanted {kind}. Pass a folder that the {kind} job wrote.")
   if info["format_version"] > FORMAT_VERSION:
@@ -235,7 +238,8 @@ def check_input(folder: str, name: str, wanted_folder: str) -> None:
         f"{wanted['fingerprint']} ({wanted_folder!r}). Make the {info['kind']} again from these {name}.")
 
 
-def find_input(folder: str, name: str, *, accept: Callable[[dict], bool] | None = None, advice: str | None = None) -> str:
+def find_input(folder: str, name: str, *, accept: Callable[[dict], bool] | None = None,
+               advice: str | None = None) -> str:
   """The folder of an artifact that another one was made from, though one of them or both were moved.
 
   Looks as seen from `folder`, then where the input was, then around `folder`.
@@ -265,11 +269,15 @@ def find_input(folder: str, name: str, *, accept: Callable[[dict], bool] | None 
   if wanted.get("relative"):
     beside = paths.resolve(os.path.join(here, wanted["relative"]))
     places = places if beside == paths.resolve(wanted["path"]) else [beside, *places]
-  if (found := next(filter(fits, itertools.chain(places, _around(here))), None)) is None:
+  if place := next(filter(fits, places), None):
+    return place
+  found = next(filter(fits, _around(here)), None)
+  if found is None:
     looked = ", ".join(f"{place!r} ({_state(place)})" for place in places)
     raise ArtifactError(
         f"{info['kind']} {folder!r} was made from {name} {wanted['fingerprint']}, which is not at {looked} and not "
         f"around that {info['kind']}. {advice or f'Put it back, or give where it is as --{name}.'}")
+  print(f"{name} of {folder} moved: found by fingerprint at {found}", file=sys.stderr)
   return found
 
 
@@ -281,7 +289,10 @@ def _state(folder: str) -> str:
 
 
 def _around(folder: str) -> Iterator[str]:
-  """Complete artifacts below each of the folders that a folder lies in, the nearest first; gives up after many folders."""
+  """Complete artifacts below each of the folders that a folder lies in, the nearest first.
+
+  Gives up after many folders.
+  """
   seen = set()
   for _ in range(_LEVELS_UP):
     folder = os.path.dirname(folder)

@@ -1,7 +1,7 @@
-"""Whose files these are: what was written here and may be replaced or deleted, and what is somebody else's.
+"""Whose files these are: what a job wrote and may replace or delete, and what is somebody else's.
 
-An artifact's `info.json` lists its files. Nothing else is ever deleted: neither a folder that only looks like an artifact,
-nor a file that a user put into one.
+An artifact's `info.json` lists its files. Nothing else is ever deleted: neither a folder that only
+looks like an artifact, nor a file that a user put into one.
 """
 
 import json
@@ -18,11 +18,17 @@ gfile = tf.io.gfile
 
 INFO = "info.json"
 COMPLETE = "COMPLETE"
-_KEYS = {"kind", "format_version", "config", "inputs", "seed"}  # of every info.json, from the beginning of a job
+_KEYS = {
+  "kind",
+  "format_version",
+  "config",
+  "inputs",
+  "seed",
+}  # of every info.json, from the beginning of a job
 
 
 def contents_of(folder: str) -> list[str]:
-  """Relative paths of all files and links below a folder, and with a last slash of its empty folders, sorted."""
+  """Relative paths of all files and links below a folder; empty folders end with a slash."""
   return sorted(_contents(folder)) if paths.is_folder(folder) else []
 
 
@@ -36,7 +42,7 @@ def _contents(folder: str, prefix: str = "") -> Iterator[str]:
 
 
 def own_info(folder: str) -> dict | None:
-  """The info.json of an artifact, complete or not; None where there is none, or another program's."""
+  """The info.json of an artifact, complete or not; None if there is none, or another program's."""
   try:
     with gfile.GFile(os.path.join(folder, INFO), "r") as file:
       info = json.loads(file.read())
@@ -45,14 +51,14 @@ def own_info(folder: str) -> dict | None:
   return info if isinstance(info, dict) and _KEYS <= set(info) else None
 
 
-# ------------------------------------------------------------------------------------------------------ where to write
+# ------------------------------------------------------------------------------- where to write
 
 
 def check_output(folder: str, *, kind: str, reads: Sequence[str] = ()) -> str:
   """Checks, before any work is done, that writing an artifact to a folder destroys nothing.
 
   Args:
-    folder: may be absent, empty, or an artifact of this kind that holds nothing but what was written into it.
+    folder: may be absent, empty, or an artifact of this kind with nothing added to it.
     kind: what will be written.
     reads: files and folders that the work reads; none of them may be, hold or lie in the folder.
 
@@ -74,53 +80,64 @@ def check_output(folder: str, *, kind: str, reads: Sequence[str] = ()) -> str:
     above = os.path.dirname(above)
   for path in (above, folder):
     if path and paths.exists(path) and not paths.is_folder(path):
-      raise ArtifactError(f"{path!r} is a file, so {kind} cannot be written to {given!r}; give a new or empty folder.")
+      raise ArtifactError(
+        f"{path!r} is a file, so {kind} cannot be written to {given!r}; give a new or empty folder."
+      )
   check_replaceable(folder, kind)
   return folder
 
 
 def check_apart(output: str, reads: Sequence[str]) -> None:
-  """Raises ArtifactError where an output is, holds or lies in one of the files and folders that are read."""
+  """Raises ArtifactError if an output is, holds or lies in one of the paths that are read."""
   for path in reads:
     if (inside := paths.holds(path, output)) or paths.holds(output, path):
-      how = "is" if paths.resolve(path) == paths.resolve(output) else "lies in" if inside else "holds"
+      how = (
+        "is" if paths.resolve(path) == paths.resolve(output) else "lies in" if inside else "holds"
+      )
       raise ArtifactError(
-          f"the output {output!r} {how} the input {path!r}, which could be lost; write elsewhere.")
+        f"the output {output!r} {how} the input {path!r}, which could be lost; write elsewhere."
+      )
 
 
 def check_replaceable(folder: str, kind: str) -> None:
-  """Raises ArtifactError where a folder holds anything but an artifact of this kind."""
+  """Raises ArtifactError if a folder holds anything but an artifact of this kind."""
   info, found = own_info(folder), contents_of(folder)
   if found and (info is None or info["kind"] != kind):
     what = some(found) if info is None else f"{info['kind']} of an earlier run"
     raise ArtifactError(
-        f"{folder!r} holds {what}; wanted a new or empty folder, or {kind} of an earlier run, to write "
-        f"{kind} to. Write elsewhere, or move away what is there.")
+      f"{folder!r} holds {what}; wanted a new or empty folder, or {kind} of an earlier "
+      f"run, to write {kind} to. Write elsewhere, or move away what is there."
+    )
   if added := strays(folder, "") if found else []:
     raise ArtifactError(
-        f"{folder!r} holds {some(added)} beside its {kind}, and would be replaced as a whole. Move that "
-        "away, or write elsewhere.")
+      f"{folder!r} holds {some(added)} beside its {kind}, and would be replaced as a whole. "
+      "Move that away, or write elsewhere."
+    )
 
 
 def check_numbered(root: str, *, kind: str) -> None:
-  """Raises ArtifactError where a numbered folder under `root`, where a run writes its own, is none of this kind."""
+  """Raises ArtifactError if a numbered folder under `root`, where a run writes its own, is not."""
   for folder in paths.listed(root, r"\d+"):
     info, found = own_info(folder), contents_of(folder)
     if found and (info is None or info["kind"] != kind):
       raise ArtifactError(
-          f"{folder!r} holds {some(found)}, which is no {kind}, where the run writes its own. Move it away, or "
-          "give another workdir.")
+        f"{folder!r} holds {some(found)}, which is no {kind}, where the run writes its own. "
+        "Move it away, or give another workdir."
+      )
 
 
 def some(names: Sequence[str]) -> str:
   return repr(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")
 
 
-# ------------------------------------------------------------------------------------------------------------ deleting
+# ------------------------------------------------------------------------------------- deleting
 
 
 def remove(folder: str) -> None:
-  """Deletes what an artifact's info.json lists, and the folder if nothing else is in it; it stops being complete first."""
+  """Deletes what an artifact's info.json lists, and the folder if nothing else is in it.
+
+  The artifact stops being complete first.
+  """
   listed = (own_info(folder) or {}).get("contents")
   if listed is not None:
     there = contents_of(folder)
@@ -148,7 +165,11 @@ def strays(folder: str, known: str, prefix: str = "") -> list[str]:
   """
   if info := own_info(folder):
     found = contents_of(folder)
-    own = {INFO, COMPLETE, *info.get("contents", () if "fingerprint" in info else found)}  # all of what is being written
+    own = {
+      INFO,
+      COMPLETE,
+      *info.get("contents", () if "fingerprint" in info else found),
+    }  # a draft is ours as a whole
     return [prefix + name for name in found if name not in own]
   found = []
   for path in paths.listed(folder, ".*"):

@@ -1,7 +1,7 @@
-"""Paths as people write them: local or remote, relative, through links, with commas, brackets and stars in their names.
+"""Paths as people write them: local or remote, relative, through links, with odd characters.
 
-A path that exists is that path, whatever characters are in it. Only what does not exist is taken for a pattern, and then only
-the parts of it that do not exist.
+A path that exists is that path, whatever characters are in it. Only what does not exist is taken
+for a pattern, and then only the parts of it that do not exist.
 """
 
 import atexit
@@ -25,7 +25,10 @@ def is_remote(path: str) -> bool:
 
 
 def resolve(path: str) -> str:
-  """The one way to write a path: absolute, without `..`, links and a last slash; a remote path is only tidied as text."""
+  """One spelling of a path: absolute, without `..`, links and a last slash.
+
+  A remote path is only tidied as text.
+  """
   path = path.removeprefix("file://")
   if not (remote := _REMOTE.fullmatch(path)):
     return os.path.realpath(path)
@@ -42,15 +45,14 @@ def holds(folder: str, path: str) -> bool:
 def relative(path: str, start: str) -> str | None:
   """`path` as seen from the folder `start`; None where the two are on different file systems."""
   path, start = resolve(path), resolve(start)
-  roots = [remote.group(1, 2) if (remote := _REMOTE.fullmatch(one)) else None for one in (path, start)]
-  if roots[0] != roots[1]:
-    return None
-  return posixpath.relpath(*("/" + "".join(_REMOTE.fullmatch(one)[3]) for one in (path, start))) if roots[0] else (
-      os.path.relpath(path, start))
+  remote, from_remote = _REMOTE.fullmatch(path), _REMOTE.fullmatch(start)
+  if remote and from_remote and remote.group(1, 2) == from_remote.group(1, 2):
+    return posixpath.relpath(remote[3] or "/", from_remote[3] or "/")
+  return None if remote or from_remote else os.path.relpath(path, start)
 
 
 def exists(path: str) -> bool:
-  """Whether something is there; also where its name is not UTF-8, which TensorFlow cannot ask for."""
+  """Whether something is there. Its name need not be UTF-8, as TensorFlow wants."""
   return gfile.exists(path) if is_remote(path) else os.path.exists(path)
 
 
@@ -65,14 +67,19 @@ def names(folder: str) -> list[str]:
 
 
 def listed(folder: str, pattern: str) -> list[str]:
-  """Paths of what is in a folder and whose whole name matches the regular expression, sorted; none where there is no folder."""
+  """Paths of what is in a folder and whose whole name matches a regular expression, sorted.
+
+  Nothing is in a folder that does not exist.
+  """
   if not is_folder(folder):
     return []
-  return [os.path.join(folder, name) for name in names(folder) if re.fullmatch(pattern, name, re.DOTALL)]
+  return [
+    os.path.join(folder, name) for name in names(folder) if re.fullmatch(pattern, name, re.DOTALL)
+  ]
 
 
 def split(text: str) -> list[str]:
-  """Paths and patterns that are separated by commas; a comma in the name of something that exists separates nothing."""
+  """Paths and patterns that are separated by commas; a comma in a name that exists is its own."""
   if exists(text):
     return [text]
   parts, found = text.split(","), []
@@ -85,7 +92,7 @@ def split(text: str) -> list[str]:
 
 
 def matching(path: str) -> list[str]:
-  """The path itself where it exists, otherwise what it matches as a pattern (`*`, `?`, `[..]`), sorted."""
+  """The path itself if it exists, otherwise what it matches as a pattern with `*`, `?`, `[..]`."""
   if not path or exists(path):
     return [path] if path else []
   folder, pattern = os.path.split(path)
@@ -100,9 +107,10 @@ def matching(path: str) -> list[str]:
 
 
 def literal(path: str) -> str:
-  """Another name of a file or folder, for TensorFlow's reader of checkpoints, which takes every path for a pattern.
+  """A path for TensorFlow's reader of checkpoints, which takes every path for a pattern.
 
-  It is the path itself where that looks like no pattern, otherwise one through a link that is there until the process ends.
+  It is the path itself if that looks like no pattern. Otherwise it leads through a link, which
+  stays until the process ends.
   """
   if is_remote(path) or not _MAGIC.search(path):
     return path

@@ -159,7 +159,8 @@ class Runner:
     if snapshot := artifacts.latest(os.path.join(path, "snapshots")):
       return artifacts.read_info(snapshot)["fingerprint"]
     files = [file for part in paths.split(path) for match in paths.matching(part) for file in _files(match)]
-    stats = [(name, stat.length, stat.mtime_nsec) for name, stat in ((name, artifacts.gfile.stat(at)) for name, at in files)]
+    found = ((name, artifacts.gfile.stat(at)) for name, at in files)
+    stats = [(name, stat.length, stat.mtime_nsec) for name, stat in found]
     known, key = self.state.setdefault(_DIGESTS, {}), artifacts.fingerprint_of(stats)
     if key not in known:
       known[key] = artifacts.fingerprint_of([(name, artifacts.file_digest(at)) for name, at in files])

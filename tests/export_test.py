@@ -449,7 +449,8 @@ def test_info_says_what_it_was_made_from(toy, workdirs, servable):
   folders = {"snapshot": f"{workdirs['dense']}/snapshots/{STEPS:08d}", "pretrained": pretrained + "/snapshots/00000003",
              "index": pretrained + "/indexes/00000003", "passages": toy.config().passages}
   assert info["inputs"] == {
-      name: {"path": path, "fingerprint": artifacts.read_info(path)["fingerprint"]} for name, path in folders.items()}
+      name: {"path": path, "relative": os.path.relpath(path, servable),
+             "fingerprint": artifacts.read_info(path)["fingerprint"]} for name, path in folders.items()}
   assert info["config"]["searcher"] == "exact" and info["counts"] == {"passages": 32}
 
 

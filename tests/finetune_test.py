@@ -56,8 +56,10 @@ def test_passage_tower_stays_and_question_tower_trains(toy, workdirs):
   moved = [np.abs(np.array(a) - np.array(b)).max() for a, b in zip(tuned.query_tower.trainable_weights, base.query_tower.trainable_weights)]
   print(f"the question tower's weights move by {np.median(moved):.1e}")
   assert np.median(moved) > 1e-4 and len(tuned.towers) == 2
-  info = artifacts.read_info(os.path.join(workdirs["dense"], "snapshots/00000004"))
-  assert info["index"] == os.path.join(workdirs["dense"], "base/indexes/00000000") and info["num_read"] == 2
+  snapshot = os.path.join(workdirs["dense"], "snapshots/00000004")
+  info = artifacts.read_info(snapshot)
+  assert index.of_snapshot(workdirs["dense"], snapshot) == os.path.join(workdirs["dense"], "base/indexes/00000000")
+  assert info["num_read"] == 2
   assert info["index_snapshot"] == artifacts.read_info(toy.path("ict/snapshots/00000000"))["fingerprint"]
 
 
@@ -533,18 +535,19 @@ def test_best_snapshot_of_both_towers_is_published_with_its_own_index(refreshed)
 def test_last_snapshot_of_both_towers_has_its_own_index(refreshed, toy):
   info = artifacts.read_info(refreshed.last)
   assert refreshed.last.endswith("/snapshots/00000060") and info["made_by"] == "finetune"
-  assert info["index"] == os.path.join(refreshed.workdir, "indexes/00000060")
+  own = index.of_snapshot(refreshed.workdir, refreshed.last)
+  assert own == os.path.join(refreshed.workdir, "indexes/00000060")
   tuned, base = (snapshots.load_retriever(folder) for folder in (refreshed.last, toy.path("ict/snapshots/00000000")))
   moved = [np.abs(np.array(a) - np.array(b)).max() for a, b in zip(tuned.passage_tower.trainable_weights, base.passage_tower.trainable_weights)]
   table, tokenizer = passages.load(toy.config().passages), snapshots.load_tokenizer(refreshed.last)
   packed = examples.pack_passages(*examples.gather_passages(table, np.arange(len(table))), tokenizer=tokenizer, length=44)
-  np.testing.assert_allclose(index.read_embeddings(info["index"], num_rows=32), tuned.embed_passages(*packed), atol=1e-5)
+  np.testing.assert_allclose(index.read_embeddings(own, num_rows=32), tuned.embed_passages(*packed), atol=1e-5)
   path = toy.path("corpus/questions.dev.jsonl")
   got = score(refreshed.workdir, questions_path=path)
   print(f"the passage tower's weights move by {np.median(moved):.1e}; {got['recall_at_5']}")
   assert np.median(moved) > 1e-4 and got["recall_at_5000"] == 1
   system = export.find_system(refreshed.workdir)
-  assert system.folders["index"] == info["index"] and system.masked_reader is None, "no masked reader belongs to this index"
+  assert system.folders["index"] == own and system.masked_reader is None, "no masked reader belongs to this index"
   with pytest.raises(artifacts.ArtifactError, match=f"was made from snapshot .*, the fine-tuned retriever wants {info['fingerprint']}"):
     score(refreshed.workdir, questions_path=path, index_folder=toy.path("ict/indexes/00000000"))
 
@@ -604,13 +607,15 @@ def test_index_of_another_snapshot_is_refused(toy, workdirs, tmp_path):
   embed_passages.embed(folder, snapshot=newer, passages_folder=config.passages, jit_compile=False)
   got, wanted = (artifacts.read_info(path)["fingerprint"] for path in (newer, os.path.join(base, "snapshots/00000000")))
   for name, call in (
-      ("evaluate", lambda: score(workdirs["dense"], questions_path=toy.path("corpus/questions.dev.jsonl"))),
       ("evaluate --index", lambda: score(workdirs["dense"], questions_path=toy.path("corpus/questions.dev.jsonl"), index_folder=folder)),
       ("zero-shot", lambda: score(base, questions_path=toy.path("corpus/questions.dev.jsonl"))),
       ("fine-tune", lambda: fine_tune(toy, str(tmp_path / "V"), "dense", finetune__retriever=base))):
     with pytest.raises(artifacts.ArtifactError, match=f"was made from snapshot {got}.*want(s|ed) {wanted}") as caught:
       call()
     print(f"{name}: {caught.value}")
+  snapshot = os.path.join(workdirs["dense"], "snapshots/00000004")
+  found = index.of_snapshot(workdirs["dense"], snapshot)  # a copy of the right one stands near
+  assert found != folder and artifacts.read_info(found)["inputs"]["snapshot"]["fingerprint"] == wanted
   shutil.rmtree(folder)
   os.rename(tmp_path / "right", folder)
 

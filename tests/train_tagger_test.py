@@ -298,7 +298,8 @@ def test_annotate_spans_with_the_tagger(corpus, trained, tmp_path, capsys):
   assert {text: spans for text, spans in found.items() if text not in dated} == {
       text: spans for text, spans in expected.items() if text not in dated} and len(found) > 100
   assert info["config"]["tagger"] == "tagger"
-  assert info["inputs"]["tagger"] == {"path": trained, "fingerprint": artifacts.read_info(trained)["fingerprint"]}
+  assert info["inputs"]["tagger"] == {"path": trained, "relative": os.path.relpath(trained, tmp_path / "S"),
+                                     "fingerprint": artifacts.read_info(trained)["fingerprint"]}
   capsys.readouterr()
   annotate_spans.run(str(corpus / "P"), str(tmp_path / "S"), tagger=trained)
   assert "already made" in capsys.readouterr().out

@@ -1,0 +1,186 @@
+"""A run whose folder has a name like a pattern and a list, and that is then moved: every part finds the others."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from beam_jobs import annotate_spans, embed_passages, make_passages, refresh_index, show_spans
+from realm_tf import (
+  artifacts,
+  evaluate,
+  examples,
+  explain,
+  finetune,
+  index,
+  passages,
+  pretrain,
+  pretrain_ict,
+  snapshots,
+)
+from realm_tf.index import IndexConfig
+from serving import export
+from tests.conftest import eagerly, toy_config
+
+NAME = "my [v2] run, final?*"
+
+
+def make_index(config, *, snapshots_root: str, indexes: str) -> None:
+  """`pretrain.make_index` in this process."""
+  del config
+  refresh_index.refresh_newest(
+    snapshots=snapshots_root,
+    passages=passages_of_run(indexes),
+    indexes=indexes,
+    config=IndexConfig(),
+    keep=2,
+    embed=lambda folder, **what: embed_passages.embed(folder, **what, jit_compile=False),
+  )
+
+
+def passages_of_run(folder: str) -> str:
+  return folder[: folder.index(NAME)] + NAME + "/passages"
+
+
+@pytest.fixture(scope="module")
+def run(toy, tmp_path_factory):
+  """A whole run at toy size in such a folder: (its path, the scores of its evaluation)."""
+  root = str(tmp_path_factory.mktemp("runs") / NAME)
+  config = toy_config(root)
+  config.dev_clozes = ""
+  config.refresh.start_job = False
+  config.spans = config.knowledge_spans
+  config.ict.update(steps=2)
+  config.realm.update(steps=4, checkpoint_every=2)
+  config.finetune.update(
+    steps=2,
+    retriever=f"{root}/realm",
+    reader=f"{root}/realm",
+    questions=toy.path("corpus/questions.train.jsonl"),
+  )
+  make_passages.run(
+    toy.path("corpus/knowledge"), config.passages, vocab=toy.config().passages, max_tokens=64
+  )
+  annotate_spans.run(config.passages, config.knowledge_spans)
+  with pytest.MonkeyPatch.context() as patch, eagerly():
+    patch.setattr(pretrain, "make_index", make_index)
+    pretrain_ict.pretrain_ict(config, config.ict.workdir)
+    pretrain.pretrain(config, config.realm.workdir)
+    finetune.finetune(config, config.finetune.workdir)
+  return root, score(f"{root}/finetune", toy)
+
+
+def score(workdir: str, toy) -> dict:
+  return evaluate.evaluate(
+    workdir,
+    questions_path=toy.path("corpus/questions.dev.jsonl"),
+    clozes_path=None,
+    output=None,
+    bm25_baseline=False,
+    index_folder=None,
+    passages_folder=None,
+    num_passages=1,
+  )
+
+
+@pytest.mark.timeout(300)
+def test_the_jobs_and_trainers_work_there(run, toy):
+  root, scores = run
+  assert len(passages.load(f"{root}/passages")) == 32 and scores["questions"] > 0
+  assert (
+    artifacts.read_info(f"{root}/spans-knowledge")["counts"]["spans"]
+    == artifacts.read_info(toy.config().knowledge_spans)["counts"]["spans"]
+  )
+  newest = artifacts.latest(f"{root}/realm/indexes")
+  assert artifacts.step_of(newest) == 4 and index.read_embeddings(newest, num_rows=32).shape == (
+    32,
+    8,
+  )
+  assert len(artifacts.complete_folders(f"{root}/realm/checkpoints")) == 2
+
+
+@pytest.fixture
+def moved(run, tmp_path, monkeypatch):
+  """The run in another place under another name, seen from there."""
+  place = tmp_path / "else, [where]*" / "run"
+  place.parent.mkdir()
+  os.rename(run[0], place)
+  monkeypatch.chdir(place)
+  yield place
+  os.rename(place, run[0])
+
+
+def test_a_moved_run_is_whole(run, moved, toy):
+  assert score("finetune", toy) == run[1]
+  assert index.passages_of("realm/indexes/00000004") == str(moved / "passages")
+  system = export.find_system("finetune")
+  assert system.folders == {
+    "snapshot": "finetune/snapshots/00000002",
+    "index": str(moved / "realm/indexes/00000004"),
+    "passages": str(moved / "passages"),
+    "pretrained": str(moved / "realm/snapshots/00000004"),
+  }
+  report = explain.explain(
+    "realm", text="Orla lies in the north of [MASK].", question=None, answer=None
+  )
+  assert report.explanations[0].passages == str(moved / "passages")
+  sentences = examples.MaskedSentences(
+    "spans-knowledge",
+    tokenizer=snapshots.load_tokenizer("ict/snapshots/00000002"),
+    query_length=24,
+    max_masks=5,
+    knowledge="",
+    masking="uniform",
+  )
+  assert len(sentences) == 64
+  assert show_spans.read("spans-knowledge").passages_folder == str(moved / "passages")
+
+
+def test_a_part_that_was_moved_alone_is_found_by_fingerprint(run, moved, toy, capsys):
+  (moved / "data").mkdir()
+  os.rename("passages", "data/z")
+  try:
+    assert index.passages_of("realm/indexes/00000004") == str(moved / "data/z")
+    assert f"found by fingerprint at {moved}/data/z" in capsys.readouterr().err
+    os.rename("data/z", moved.parent / "z")
+    shutil.copytree(
+      toy.path("passages-pretraining"), "passages"
+    )  # others in their place are not taken
+    assert index.passages_of("realm/indexes/00000004") == str(moved.parent / "z")
+    os.remove(moved.parent / "z/COMPLETE")
+    fingerprint = artifacts.read_info("realm/indexes/00000004")["inputs"]["passages"]["fingerprint"]
+    others = artifacts.read_info("passages")["fingerprint"]
+    with pytest.raises(artifacts.ArtifactError) as caught:
+      index.passages_of("realm/indexes/00000004")
+    for words in (
+      f"was made from passages {fingerprint}",
+      f"{str(moved / 'passages')!r} (passages {others})",
+      f"{passages_of_run(run[0])!r} (nothing is there)",
+      "--passages",
+    ):
+      assert words in str(caught.value), caught.value
+    assert "\n" not in str(caught.value)
+  finally:
+    shutil.rmtree("passages", ignore_errors=True)
+    (moved.parent / "z").is_dir() and (moved.parent / "z/COMPLETE").touch()
+    os.rename("data/z" if os.path.exists("data/z") else moved.parent / "z", "passages")
+
+
+def test_spans_are_read_once_where_both_folders_are_the_same(run, toy, monkeypatch):
+  root, _ = run
+  config, table = toy_config(root), passages.load(f"{root}/passages")
+  tokenizer = snapshots.load_tokenizer(f"{root}/ict/snapshots/00000002")
+  reads, read = [], passages.read_shard
+  monkeypatch.setattr(
+    passages, "read_shard", lambda path, kind: reads.append(path) or read(path, kind)
+  )
+  config.spans = f"{root}/./spans-knowledge/"
+  batches = pretrain.Batches(config, table, tokenizer)
+  assert batches.sentences is batches.knowledge_sentences and len(reads) == 1
+  config.spans = toy.config().knowledge_spans
+  batches = pretrain.Batches(config, table, tokenizer)
+  assert batches.sentences is not batches.knowledge_sentences and len(reads) == 3
+  np.testing.assert_array_equal(
+    batches.sentences.ids.values, batches.knowledge_sentences.ids.values
+  )
