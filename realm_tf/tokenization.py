@@ -122,21 +122,21 @@ class Tokenizer:
     begins = ~(joins & tf.concat([[False], joins], axis=0)[:-1])
     rows, codes, starts, ends, begins = _where(kinds != characters.SPACE, rows, codes, starts, ends, begins)
     at = tf.range(tf.size(codes))
-    place = at - tf.gather(tf.boolean_mask(at, begins), tf.cumsum(tf.cast(begins, tf.int32)) - 1)
-    first = tf.boolean_mask(at, place % self.rules.max_word_chars == 0)  # character that each word begins with
+    place = at - tf.gather(_where(begins, at)[0], tf.cumsum(tf.cast(begins, tf.int32)) - 1)
+    first, = _where(place % self.rules.max_word_chars == 0, at)  # character that each word begins with
 
     letters, of_letter = self._spell(codes)
     splits = tf.concat([tf.searchsorted(of_letter, first), [tf.size(letters)]], axis=0)  # of the letters, by word
     words = tf.strings.unicode_encode(tf.RaggedTensor.from_row_splits(letters, splits, validate=False), "UTF-8")
     num_bytes = 1 + sum(tf.cast(letters >= longer, tf.int32) for longer in (0x80, 0x800, 0x10000))
-    of_byte = tf.repeat(of_letter, num_bytes)
+    of_byte = tf.gather(of_letter, _repeated(num_bytes))
     return _Words(words, tf.gather(rows, first), tf.cumsum(tf.strings.length(words), exclusive=True),
                   tf.gather(starts, of_byte), tf.gather(ends, of_byte))
 
   def _spell(self, codes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The letters that stand for characters, and the number of the character that each is of."""
     count = tf.cast(tf.gather(self._table.count, codes), tf.int32)
-    of_letter = tf.repeat(tf.range(tf.size(codes)), count)
+    of_letter = _repeated(count)
     place = tf.range(tf.size(of_letter)) - tf.gather(tf.cumsum(count, exclusive=True), of_letter)
     return tf.gather(self._table.letters, tf.gather(tf.gather(self._table.first, codes), of_letter) + place), of_letter
 
@@ -157,6 +157,12 @@ def _continues(piece: str) -> bool:
 def _where(keep: tf.Tensor, *columns: tf.Tensor) -> list[tf.Tensor]:
   at = tf.where(keep)[:, 0]
   return [tf.gather(column, at) for column in columns]
+
+
+def _repeated(counts: tf.Tensor) -> tf.Tensor:
+  """Row i as often as `counts[i]` says (tf.repeat is fifty ops)."""
+  ends = tf.cumsum(counts)
+  return tf.searchsorted(ends, tf.range(tf.reduce_sum(counts)), side="right")
 
 
 def _by_text(pieces: tf.RaggedTensor, words: _Words, num_texts: tf.Tensor):
