@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import sys
 
 import pytest
 
@@ -13,7 +14,9 @@ PACKAGES = ("realm_tf", "beam_jobs", "serving", "configs", "quickstart_corpus", 
 ALLOWED = {
     "errors": "",
     "artifacts": "errors",
-    "progress": "artifacts",
+    "json_lines": "",
+    "input_files": "artifacts",
+    "progress": "artifacts json_lines",
     "salient_spans": "",
     "metrics": "",
     "plots": "artifacts",
@@ -40,8 +43,8 @@ ALLOWED = {
     "bm25": "passages retrieval",
     "settings": "artifacts devices examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
     "block_records": "artifacts checkpoints settings",
-    "questions": "artifacts metrics passages examples settings tokenization",
-    "prepare_questions": "artifacts metrics progress settings",
+    "questions": "artifacts json_lines metrics passages examples settings tokenization",
+    "prepare_questions": "artifacts input_files json_lines metrics progress settings",
     "training": "artifacts snapshots progress",
     "stages": "artifacts",
     "conll": "artifacts",
@@ -123,11 +126,11 @@ def test_packages_keep_apart(package, others):
     assert not got & others, f"{package}/{name}.py imports {got & others}"
 
 
-def test_client_imports_signatures_only():
+def test_client_imports_no_tensorflow():
   client = sources("serving").get("client")
   if client is None:
     pytest.skip("serving/client.py is not there yet")
-  assert own_imports(client, modules()) <= {"serving.signatures", "serving.predict_protocol"}
+  assert own_imports(client, modules()) <= {"serving.signatures", "serving.predict_protocol", "realm_tf.json_lines"}
 
 
 def test_no_cycles_in_what_is_imported():
@@ -156,6 +159,11 @@ def test_models_and_losses_run_on_any_backend():
                "models.ict", "models.realm"):
     got = {module.split(".")[0] for module in imported(sources("realm_tf")[name])}
     assert "tensorflow" not in got and "tensorflow_text" not in got, name
+
+
+def test_json_lines_is_standard_library():
+  outside = {module.split(".")[0] for module in imported(sources("realm_tf")["json_lines"])} - sys.stdlib_module_names
+  assert not outside, "the client starts at once, without TensorFlow"
 
 
 def test_metrics_and_salient_spans_are_plain_python():

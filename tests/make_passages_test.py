@@ -43,13 +43,13 @@ def write_corpus(folder: pathlib.Path) -> None:
       + "text outside any article\n"
       + '<doc id="2" url="u" title="Cut off">\nCut off\n\nThis article never ends.\n'
       + '<doc id="3">\nno title\n</doc>\n'
-      + doc("Long", prose(60))).encode() + b'<doc id="4" url="u" title="Bytes">\nBroken \xff\xfe bytes.\n</doc>\n')
+      + doc("5 MB", "x" * 5_000_000) + doc("Long", prose(60))).encode() + b'<doc id="4" url="u" title="Bytes">\nBroken \xff\xfe bytes.\n</doc>\n')
   records = [
       json.dumps({"title": "Röntgen", "text": "Röntgen, of Germany, won it. He was born in 1845."}),
       json.dumps({"title": "Röntgen", "text": "Röntgen, of Germany, won it.  He was born in 1845."}),  # the same passage
       '{"title": "Broken", "text": ', '["no", "object"]', '{"title": "No text"}', '{"title": "Number", "text": 3}',
       '{"title": "Surrogate", "text": "half a pair \\ud800 here"}', '{"title": "Title alone", "text": "Title alone"}',
-      json.dumps({"title": "5 MB", "text": "x" * 5_000_000}), json.dumps({"title": "word " * 400, "text": "A long title."}),
+      json.dumps({"title": "word " * 400, "text": "A long title."}),
       json.dumps({"title": "Last", "text": "The last line has no line end."})]
   (folder / "b.jsonl").write_text("\n".join(records))
   (folder / "c_text.txt").write_text("\ufeffA plain text is one article.\n\nIts title is the file's name.")
@@ -96,16 +96,20 @@ def rejected(folder: pathlib.Path) -> list[dict]:
 
 
 def test_counts_and_reasons(made):
-  counts = artifacts.read_info(str(made))["counts"]
+  info = artifacts.read_info(str(made))
+  counts = info["counts"]
   print(counts)
   assert counts["dropped"] == {
-      "bad_json": 1, "bad_record": 4, "bad_utf8": 2, "broken_gzip": 1, "dropped_title": 2, "duplicate": 1, "empty": 3,
-      "outside_doc": 1, "title_too_long": 1, "too_long": 1, "truncated_gzip": 1, "unclosed_doc": 1}
+      "bad_json": 1, "bad_record": 4, "bad_utf8": 2, "broken_gzip": 1, "dropped_title": 2, "duplicate": 1, "empty": 2,
+      "outside_doc": 1, "too_long": 1, "truncated_gzip": 1, "unclosed_doc": 1}
   rows = rejected(made)
   assert len(rows) == sum(counts["dropped"].values())
   assert all(row["file"] and len(row["text"]) <= 200 for row in rows)
   (duplicate,) = [row for row in rows if row["reason"] == "duplicate"]
-  assert (duplicate["title"], os.path.basename(duplicate["file"])) == ("Röntgen", "b.jsonl")
+  assert (duplicate["title"], os.path.basename(duplicate["file"]), duplicate["line"]) == ("Röntgen", "b.jsonl", 2)
+  assert counts["cut_titles"] == 1 and info["first_of_each"]["cut_titles"]["text"].startswith("word word")
+  lines = [row["line"] for row in rows if row["file"].endswith("b.jsonl") and row["reason"] != "duplicate"]
+  assert lines == [3, 4, 5, 6, 7], "each line that was rejected is named"
 
 
 def test_passages_are_as_written(made, corpus):

@@ -203,8 +203,8 @@ def test_command_reports_counts(tmp_path):
   done = run("--dataset=nq", f"--input={tmp_path}/none*", f"--output={tmp_path}/R")
   print(done.stderr[-300:])
   assert done.returncode == 1 and "UserError: no file" in done.stderr and "Traceback" not in done.stderr
-  for name, value, words in (("webquestions", [1, 2], "has no usable question of webquestions: a field is missing or of another kind"),
-                             ("squad", {"a": 1}, "begins like JSON and is not: there is no list in it")):
+  for name, value, words in (("webquestions", [1, 2], "has no usable question of webquestions: the line is not an object"),
+                             ("squad", {"a": 1}, "has no usable question of squad: there is no question among its keys: a")):
     with pytest.raises(artifacts.UserError, match=words):
       prepare_questions.prepare(name, write(tmp_path / f"{name}.json", value, mode="pretty"), str(tmp_path / "R"))
 
