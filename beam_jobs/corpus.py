@@ -115,7 +115,7 @@ def _look_at(path: str, *, format: str) -> Source:
     if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
       return Source(path, "text", True, 0, "", "not_a_file")  # a pipe would never end
     with _open(path) as file:
-      is_plain = json_lines.is_plain(file.read(4))
+      is_plain = json_lines.is_plain(file.read(8))
       file.seek(0)
       head = _head_of(file)
     size_bytes, digest = artifacts.gfile.stat(path).length, artifacts.file_digest(path)
@@ -323,7 +323,8 @@ def _parts(file: BinaryIO) -> Iterator[bytes]:
     try:
       more = file.read(_MAX_ARTICLE_BYTES)
     except json_lines.Unreadable:
-      yield data
+      if data:
+        yield data
       raise
     data += more
     while len(data) > _MAX_ARTICLE_BYTES:

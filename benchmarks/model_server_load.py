@@ -75,7 +75,7 @@ def requests_of(path: str) -> list[bytes]:
   """A Predict request for each question of a file, as bytes: what a client spends must not count."""
   requests = []
   with open(path, "rb") as file:
-    texts = [record.row["question"] for record in json_lines.read(file) if record.row and "question" in record.row]
+    texts = [record.row["question"] for record in json_lines.read(file) if isinstance((record.row or {}).get("question"), str)]
   for text in texts:
     request = predict_pb2.PredictRequest(model_spec={"name": MODEL})
     request.inputs[INPUT].CopyFrom(tf.make_tensor_proto([text]))

@@ -104,7 +104,9 @@ def _read(path: str, parse, form: str) -> list[Question]:
         rows.append(parsed)
   if not rows:
     told = "; ".join(json_lines.reasons(rejected)) or "an empty file"
-    raise artifacts.UserError(f"{path!r} has no usable line; wanted lines of {form}. Got: {told}.")
+    keys = next((f" The first object has the keys: {', '.join(record.row)}." for record in rejected if record.row), "")
+    raise artifacts.UserError(
+        f"{path!r} has no usable line; wanted lines of {form}. Got: {told}.{keys} realm_tf.prepare_questions reads published files.")
   _tell(path, rejected, num_kept=len(rows))
   return rows
 
