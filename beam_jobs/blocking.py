@@ -1,4 +1,6 @@
-"""Articles -> blocks of whole sentences that fit in a passage, with what had to be split or cut, and what is [UNK]."""
+"""Articles -> blocks of whole sentences that fit in a passage, with what had to be split or cut,
+and what is [UNK].
+"""
 
 import dataclasses
 import itertools
@@ -16,8 +18,12 @@ from realm_tf.tokenization import Tokenizer
 SPLIT, CUT_TITLES = "split_sentences", "cut_titles"
 WORD_PIECES, UNKNOWN = "word_pieces", "unknown_word_pieces"
 
-_CHARS_PER_PIECE = 64  # text with fewer word pieces than that counts for more: a megabyte of [UNK] is no passage
-_WINDOW_CHARS = 16  # per word piece of room: what is tokenised at once of a word that is longer than a passage
+_CHARS_PER_PIECE = (
+  64  # text with fewer word pieces than that counts for more: a megabyte of [UNK] is no passage
+)
+_WINDOW_CHARS = (
+  16  # per word piece of room: what is tokenised at once of a word that is longer than a passage
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +44,8 @@ class Blocker:
     max_tokens: most word pieces of `[CLS] title [SEP] text [SEP]`.
 
   Attributes:
-    counts: sentences split, titles cut, word pieces of titles and sentences, and how many of these are [UNK].
+    counts: sentences split, titles cut, word pieces of titles and sentences, and how many of these
+      are [UNK].
     first: for each of these counts the first article, and what it was in it.
   """
 
@@ -55,14 +62,28 @@ class Blocker:
       except corpus.Rejected as reason:
         found.append((article, [], str(reason)))
     articles = [article for article, _, _ in found]
-    title_sizes = self._sizes(["" if reason else article.title for article, _, reason in found], articles)
+    title_sizes = self._sizes(
+      ["" if reason else article.title for article, _, reason in found], articles
+    )
     owners = [article for article, sentences, _ in found for _ in sentences]
-    sizes = iter(self._sizes([sentence for _, sentences, _ in found for sentence in sentences], owners))
+    sizes = iter(
+      self._sizes([sentence for _, sentences, _ in found for sentence in sentences], owners)
+    )
     return [
-        self._block(article, sentences, list(itertools.islice(sizes, len(sentences))), title_size, reason)
-        for (article, sentences, reason), title_size in zip(found, title_sizes)]
+      self._block(
+        article, sentences, list(itertools.islice(sizes, len(sentences))), title_size, reason
+      )
+      for (article, sentences, reason), title_size in zip(found, title_sizes)
+    ]
 
-  def _block(self, article: Article, sentences: Sequence[str], sizes: Sequence[int], title_size: int, reason: str) -> Blocks:
+  def _block(
+    self,
+    article: Article,
+    sentences: Sequence[str],
+    sizes: Sequence[int],
+    title_size: int,
+    reason: str,
+  ) -> Blocks:
     title = article.title
     if title_size > self._max_tokens // 2:  # the text has the other half
       (title, title_size), *_ = self._split(title, self._max_tokens // 2)
@@ -76,7 +97,11 @@ class Blocker:
       else:
         fitting.append((sentence, size))
     blocks = passages.block_sentences(
-        [sentence for sentence, _ in fitting], [size for _, size in fitting], title_tokens=title_size, max_tokens=self._max_tokens)
+      [sentence for sentence, _ in fitting],
+      [size for _, size in fitting],
+      title_tokens=title_size,
+      max_tokens=self._max_tokens,
+    )
     return Blocks(article, title, blocks, reason)
 
   def _sizes(self, texts: Sequence[str], articles: Sequence[Article]) -> list[int]:
@@ -94,17 +119,21 @@ class Blocker:
   def _count(self, what: str, article: Article, text: str, *, count: int = 1) -> None:
     self.counts[what] += count
     if what not in self.first:
-      self.first[what] = article, self._unknown_word(text) if what == UNKNOWN else text[:json_lines.SHOWN_CHARS]
+      self.first[what] = (
+        article,
+        self._unknown_word(text) if what == UNKNOWN else text[: json_lines.SHOWN_CHARS],
+      )
 
   def _unknown_word(self, text: str) -> str:
     """The first word that is [UNK]."""
     tokens = self._tokenizer.with_offsets(tf.constant([text]))
     at = tokens.ids[0].numpy().tolist().index(self._tokenizer.unk_id)
-    data = text.encode()[tokens.starts[0, at].numpy():tokens.ends[0, at].numpy()]
-    return data.decode(errors="replace")[:json_lines.SHOWN_CHARS]
+    data = text.encode()[tokens.starts[0, at].numpy() : tokens.ends[0, at].numpy()]
+    return data.decode(errors="replace")[: json_lines.SHOWN_CHARS]
 
   def _split(self, text: str, room: int) -> list[tuple[str, int]]:
-    """A text with single spaces in parts of at most `room` word pieces, with their sizes: at words, none lost or changed.
+    """A text with single spaces in parts of at most `room` word pieces, with their sizes: at words,
+    none lost or changed.
 
     A word that is longer than that is split between word pieces.
     """
@@ -129,12 +158,12 @@ class Blocker:
 
   def _split_word(self, word: str, room: int) -> Iterator[tuple[str, int]]:
     while word:
-      part = word[:_WINDOW_CHARS * room]
+      part = word[: _WINDOW_CHARS * room]
       starts = self._tokenizer.with_offsets(tf.constant([part])).starts[0].numpy()
       if len(starts) > room:
-        part = part.encode()[:starts[room]].decode(errors="ignore") or part[0]
+        part = part.encode()[: starts[room]].decode(errors="ignore") or part[0]
       yield part, _size(part, min(len(starts), room))
-      word = word[len(part):]
+      word = word[len(part) :]
 
 
 def _size(text: str, num_tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""What a corpus is to `make_passages`: files of articles in any of a few formats, whole or broken, and their sentences."""
+"""The articles of a corpus, in any of a few formats, whole or broken, and their sentences."""
 
 import dataclasses
 import html
@@ -6,196 +6,35 @@ import io
 import itertools
 import os
 import re
-import stat
-import unicodedata
-from collections.abc import Iterable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import sentencex
-import tensorflow as tf
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
-from realm_tf import artifacts, input_files, json_lines
+from beam_jobs import sources
+from realm_tf import json_lines
 from realm_tf.json_lines import BadRecord, Piece
 
-FORMATS = ("auto", "wikiextractor", "jsonl", "text")
-WANTED = 'wanted lines or lists of {"title", "text"}, WikiExtractor\'s files, or plain text in UTF-8'
-
-_CHUNK_BYTES = 4 << 20  # plain files are read in ranges of this size, in parallel
-_MAX_ARTICLE_BYTES = 2_000_000  # the longest Wikipedia article has well under half of this; longer texts are read in parts
-_HEAD_BYTES = 1 << 16
-_BOM = b"\xef\xbb\xbf"
+# the longest Wikipedia article has well under half of this; longer texts are read in parts
+_MAX_ARTICLE_BYTES = 2_000_000
 _DROPPED_TITLE = re.compile(r"(List|Index|Outline) of |.*\(disambiguation\)")
 _EXTRACTED_URL = re.compile(r"\?curid=\d+$")  # WikiExtractor's, in every record that it writes
 _ATTRIBUTE = re.compile(r'([A-Za-z_:-]+)="')
 _LAST_ATTRIBUTE = re.compile(r'"\s+[A-Za-z_:-]+="[^"]*"$')
 _MAX_HEADER_CHARS = 4000  # a Wikipedia title has at most 255 bytes
-_HEADING = re.compile(r"[^\s.!?]+( [^\s.!?]+){0,5}\.")  # WikiExtractor writes section titles as "Early life."
-_PACKED = re.compile(r"\.(gz|bz2|xz)$", re.IGNORECASE)
-_NO_PROSE = (  # (offset, bytes, what a file is that has them there)
-    (0, b"PK\x03\x04", "zip"), (0, b"PK\x05\x06", "zip"), (257, b"ustar", "tar"), (0, b"%PDF-", "pdf"), (0, b"PAR1", "parquet"),
-    (0, b"ARROW1", "arrow"), (0, b"\x28\xb5\x2f\xfd", "zstd"), (0, b"7z\xbc\xaf\x27\x1c", "7z"), (0, b"Rar!\x1a", "rar"),
-    (0, b"\xd0\xcf\x11\xe0", "old_office"), (0, b"{\\rtf", "rtf"), (0, b"SQLite format 3", "sqlite"), (0, b"\x89HDF", "hdf5"))
-_MARKUP = re.compile(rb"<(\?xml|!doctype|html|mediawiki)\b", re.IGNORECASE)
-_CONTROL = bytes({*range(32), 127} - {*b"\t\n\v\f\r\x1b"})
-
-
-class CorpusError(artifacts.UserError):
-  """A corpus that cannot be made into passages."""
+_HEADING = re.compile(
+  r"[^\s.!?]+( [^\s.!?]+){0,5}\."
+)  # WikiExtractor writes section titles as "Early life."
 
 
 class Rejected(Exception):
   """An article that is dropped; its text is the reason, as counted in info.json."""
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """One input file: what it holds, and a digest that tells whether it changed.
-
-  Attributes:
-    format: one of FORMATS but for auto, or "json": an array, or objects over many lines.
-    is_plain: neither packed nor in another encoding than UTF-8, so that it can be read from the middle.
-    reason: why nothing of it can be read, or empty.
-  """
-
-  path: str
-  format: str
-  is_plain: bool
-  size_bytes: int
-  digest: str
-  reason: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-  """The articles of one file that begin in the byte range [start, end)."""
-
-  number: int
-  source: Source
-  start: int
-  end: float
-
-
-def find_sources(inputs: str, *, format: str) -> list[Source]:
-  """Looks at every input file.
-
-  Args:
-    inputs: a path, or files, folders (walked) and globs separated by commas.
-    format: one of FORMATS; "auto" decides for each file by how it begins.
-
-  Returns:
-    Files in the order of their paths, those too that cannot be read or hold no prose.
-
-  Raises:
-    CorpusError: an unknown format, a pattern that matches nothing, or only empty files.
-  """
-  if format not in FORMATS:
-    raise CorpusError(f"--format={format!r} is unknown; wanted one of {', '.join(FORMATS)}.")
-  try:
-    paths = input_files.find(inputs)
-  except artifacts.UserError as error:
-    raise CorpusError(f"--input {inputs!r} matches no file: {error}") from error
-  with futures.ThreadPoolExecutor() as pool:
-    sources = list(pool.map(lambda path: _look_at(path, format=format), paths))
-  if not any(source.size_bytes or source.reason for source in sources):
-    raise CorpusError(
-        f"--input {inputs!r} gives {len(sources)} files and all are empty; wanted articles ({', '.join(FORMATS[1:])}).")
-  return sources
-
-
-def _look_at(path: str, *, format: str) -> Source:
-  if not json_lines.is_writable(path):
-    return Source(os.fsencode(path).decode(errors="backslashreplace"), "text", True, 0, "", "name_not_utf8")
-  try:
-    if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
-      return Source(path, "text", True, 0, "", "not_a_file")  # a pipe would never end
-    with _open(path) as file:
-      is_plain = json_lines.is_plain(file.read(8))
-      file.seek(0)
-      head = _head_of(file)
-    size_bytes, digest = artifacts.gfile.stat(path).length, artifacts.file_digest(path)
-  except (OSError, tf.errors.OpError):
-    return Source(path, "text", True, 0, "", "unreadable")
-  found, reason = _format_of(path, head, format=format, is_plain=is_plain)
-  return Source(path, found, is_plain, size_bytes, digest, reason)
-
-
-def _head_of(file: BinaryIO) -> bytes:
-  try:
-    return json_lines.unpacked(file).peek(_HEAD_BYTES)[:_HEAD_BYTES].removeprefix(_BOM)
-  except json_lines.Unreadable:
-    return b""  # `Articles` rejects it
-
-
-def _format_of(path: str, head: bytes, *, format: str, is_plain: bool) -> tuple[str, str]:
-  """Format and reason of rejection of a file that begins so."""
-  name = _PACKED.sub("", path).lower()
-  begin = head.lstrip()
-  kind = next((kind for at, magic, kind in _NO_PROSE if head.startswith(magic, at)), "")
-  if format == "auto":
-    format = _guess_format(name, begin)
-    if format == "text" and not kind:
-      kind = "xml_or_html" if _MARKUP.match(begin) else "table" if _is_table(name, begin) else ""
-  if format == "text" and not kind and (is_binary(head) or not is_plain and _is_gibberish(head)):
-    kind = "binary"
-  if format == "jsonl" and not json_lines.is_lines(head):
-    format = "json"
-  return format, f"{kind}_file" if kind else ""
-
-
-def _guess_format(name: str, begin: bytes) -> str:
-  if begin.startswith(b"<doc "):
-    return "wikiextractor"
-  if re.match(rb'(\[\s*)?\{\s*["}]', begin) or name.endswith((".jsonl", ".json", ".ndjson")):
-    return "jsonl"
-  return "text"
-
-
-def _is_table(name: str, begin: bytes) -> bool:
-  """Whether it is tab-separated or comma-separated: by its name, or three lines and more with the same number of tabs."""
-  whole = begin.rpartition(b"\n")[0].splitlines()
-  tabs = [line.strip().count(b"\t") for line in whole if line.strip()]
-  return name.endswith((".tsv", ".csv")) or (len(tabs) >= 3 and tabs[0] > 0 and len(set(tabs)) == 1)
-
-
-def is_binary(data: bytes) -> bool:
-  """Whether bytes are no text in any encoding: a zero, or a control character among a hundred."""
-  return b"\0" in data or len(data) - len(data.translate(None, _CONTROL)) > len(data) / 100
-
-
-def _is_gibberish(head: bytes) -> bool:
-  """Whether a text that was taken for UTF-16, say, holds many characters that no one writes."""
-  text = head[:_HEAD_BYTES - 8].decode(errors="replace")
-  odd = sum(letter == "\ufffd" or unicodedata.category(letter) in ("Cn", "Co") for letter in text)
-  return odd > len(text) / 100
-
-
-def split_into_chunks(sources: Iterable[Source]) -> list[Chunk]:
-  """Ranges that can be read by themselves; files that are read from their beginning only are one each."""
-  ranges = []
-  for source in sources:
-    if source.reason or not source.is_plain or source.format in ("text", "json"):
-      ranges.append((source, 0, float("inf")))
-    else:
-      ranges.extend((source, start, start + _CHUNK_BYTES) for start in range(0, source.size_bytes, _CHUNK_BYTES))
-  return [Chunk(number, *chunk) for number, chunk in enumerate(ranges)]
-
-
-def _open(path: str) -> BinaryIO:
-  return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-
-
-# ---------------------------------------------------------------------------------------------------------- articles
-
-
 @dataclasses.dataclass(frozen=True)
 class Article:
-  """One article as it stands in its file, or a part of a very long one, or the reason why there is none.
+  """One article as it stands in its file, or a part of a very long one, or the reason why there is
+  none.
 
   Attributes:
     at: byte offset in the (unpacked) file.
@@ -204,7 +43,8 @@ class Article:
     reason: why it is rejected, or empty.
     why: the same for people, with what was found, or empty.
     part: 0, or the number of a further part of the article before.
-    is_extracted: WikiExtractor made it, so that its rules hold: some titles are dropped, and a title's own line.
+    is_extracted: WikiExtractor made it, so that its rules hold: some titles are dropped, and a
+      title's own line.
   """
 
   at: int
@@ -225,13 +65,14 @@ class _Document:
 
 
 class Articles:
-  """The articles of one chunk in order, the broken ones marked; raises for nothing that the file holds.
+  """The articles of one chunk in order, the broken ones marked; raises for nothing that the file
+  holds.
 
   Attributes:
     num_lines: how many lines begin in the chunk; known when the last article was read.
   """
 
-  def __init__(self, chunk: Chunk):
+  def __init__(self, chunk: sources.Chunk):
     self._chunk, self._at, self.num_lines = chunk, 0, 0
 
   def __iter__(self) -> Iterator[Article]:
@@ -239,8 +80,13 @@ class Articles:
     if source.reason:
       yield Article(0, 1, "", "", source.reason)
       return
-    with _open(source.path) as plain:
-      read = {"wikiextractor": self._docs, "jsonl": self._lines, "json": self._values, "text": self._text}[source.format]
+    with sources.open_(source.path) as plain:
+      read = {
+        "wikiextractor": self._docs,
+        "jsonl": self._lines,
+        "json": self._values,
+        "text": self._text,
+      }[source.format]
       try:
         for article in read(plain if source.is_plain else json_lines.unpacked(plain)):
           self._at = article.at
@@ -285,14 +131,14 @@ class Articles:
 
   def _text(self, file: BinaryIO) -> Iterator[Article]:
     """The whole file is one article, titled by the file's name."""
-    title = os.path.splitext(_PACKED.sub("", os.path.basename(self._chunk.source.path)))[0]
+    title = os.path.splitext(sources.PACKED.sub("", os.path.basename(self._chunk.source.path)))[0]
     at, self.num_lines = 0, 1
     for part, raw in enumerate(_parts(file)):
       place = {"at": at, "line": self.num_lines, "part": part}
       at, self.num_lines = at + len(raw), self.num_lines + raw.count(b"\n")
       try:
-        text = raw.removeprefix(b"" if part else _BOM).decode().strip()
-        reason = "binary_file" if is_binary(raw) else ""
+        text = raw.removeprefix(b"" if part else json_lines.BOM).decode().strip()
+        reason = "binary_file" if sources.is_binary(raw) else ""
       except UnicodeDecodeError:
         text, reason = json_lines.shown(raw), "bad_utf8"
       yield Article(title=" ".join(title.split()), text=text, reason=reason, **place)
@@ -313,11 +159,15 @@ def _articles(piece: Piece, parse) -> Iterator[Article]:
     return
   title, text = " ".join(document.title.split()), document.text.strip()
   for part, raw in enumerate(_parts(io.BytesIO(text.encode()))):
-    yield Article(piece.at, piece.line, title, raw.decode(), part=part, is_extracted=document.is_extracted)
+    yield Article(
+      piece.at, piece.line, title, raw.decode(), part=part, is_extracted=document.is_extracted
+    )
 
 
 def _parts(file: BinaryIO) -> Iterator[bytes]:
-  """A text in parts of at most _MAX_ARTICLE_BYTES that end with a line, else with a sentence, a word, a character."""
+  """A text in parts of at most _MAX_ARTICLE_BYTES that end with a line, else with a sentence, a
+  word, a character.
+  """
   data, more = b"", None
   while more != b"":
     try:
@@ -339,7 +189,7 @@ def _end_of_part(data: bytes) -> int:
     if (found := data.rfind(mark, _MAX_ARTICLE_BYTES // 2, _MAX_ARTICLE_BYTES)) >= 0:
       return found + len(mark)
   end = _MAX_ARTICLE_BYTES
-  while end > 1 and data[end] & 0xc0 == 0x80:  # inside a character
+  while end > 1 and data[end] & 0xC0 == 0x80:  # inside a character
     end -= 1
   return end
 
@@ -366,19 +216,20 @@ def _extracted(title: str, text: str) -> _Document:
 
 
 def _title_of(header: str) -> str:
-  """The title in `<doc id=".." title="..">`, whatever attributes stand around it; quotes inside it are not escaped.
+  """The title in `<doc id=".." title="..">`, whatever attributes stand around it; quotes inside it
+  are not escaped.
 
   Raises:
     BadRecord: there is none.
   """
   rest = header.strip().removeprefix("<doc ").removesuffix(">").strip()
   while (attribute := _ATTRIBUTE.match(rest)) and attribute[1] != "title":
-    rest = rest[attribute.end():].partition('"')[2].lstrip()
+    rest = rest[attribute.end() :].partition('"')[2].lstrip()
   if not attribute or not rest.endswith('"') or len(header) > _MAX_HEADER_CHARS:
     raise BadRecord("bad_record", "<doc> has no title")
-  rest = rest[attribute.end():]
+  rest = rest[attribute.end() :]
   while after := _LAST_ATTRIBUTE.search(rest):
-    rest = rest[:after.start() + 1]
+    rest = rest[: after.start() + 1]
   return rest[:-1]
 
 
@@ -387,7 +238,9 @@ def _parse_json(raw: bytes) -> _Document:
   record = json_lines.parse(raw)
   title, text = record.get("title"), record.get("text")
   if not isinstance(title, str) or not isinstance(text, str):
-    found = ", ".join(f"{name}: {type(value).__name__}" for name, value in itertools.islice(record.items(), 10))
+    found = ", ".join(
+      f"{name}: {type(value).__name__}" for name, value in itertools.islice(record.items(), 10)
+    )
     raise BadRecord("bad_record", f"wanted title and text, both text; found {found or 'nothing'}")
   if isinstance(url := record.get("url"), str) and _EXTRACTED_URL.search(url):
     if len(raw) > _MAX_ARTICLE_BYTES:
@@ -399,7 +252,8 @@ def _parse_json(raw: bytes) -> _Document:
 def sentences_of(article: Article) -> list[str]:
   """Whole sentences of an article, each with single spaces.
 
-  A section title ("Early life.") is put before the first sentence under it: alone it would say nothing as a query.
+  A section title ("Early life.") is put before the first sentence under it: alone it would say
+  nothing as a query.
 
   Raises:
     Rejected: the article is broken, of a kind that holds no prose, or a title alone.
@@ -409,14 +263,21 @@ def sentences_of(article: Article) -> list[str]:
   if article.is_extracted and _DROPPED_TITLE.match(article.title):
     raise Rejected("dropped_title")
   lines = [line for line in (" ".join(line.split()) for line in article.text.splitlines()) if line]
-  if not article.part and lines and lines[0] == article.title and (article.is_extracted or len(lines) > 1):
+  if (
+    not article.part
+    and lines
+    and lines[0] == article.title
+    and (article.is_extracted or len(lines) > 1)
+  ):
     lines.pop(0)
   sentences, heading = [], ""
   for line, after in itertools.zip_longest(lines, lines[1:], fillvalue=""):
     if after and _HEADING.fullmatch(line) and not _HEADING.fullmatch(after):
       heading = f"{line} "
     else:
-      sentences.extend(sentence.strip() for sentence in sentencex.segment("en", heading + line) if sentence.strip())
+      sentences.extend(
+        sentence.strip() for sentence in sentencex.segment("en", heading + line) if sentence.strip()
+      )
       heading = ""
   if not sentences:
     raise Rejected("empty")

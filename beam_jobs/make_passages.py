@@ -20,14 +20,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import apache_beam as beam
 from absl import flags
 
-from beam_jobs import blocking, corpus, pipelines
-from beam_jobs.corpus import Article, Chunk, CorpusError
+from beam_jobs import blocking, corpus, pipelines, rejections, sources
+from beam_jobs.corpus import Article
+from beam_jobs.sources import Chunk, CorpusError
 from realm_tf import artifacts, json_lines, passages, tokenization
 
 REJECTED = "rejected.jsonl"
 DUPLICATE = "duplicate"
 _MOST_UNKNOWN = 0.01  # share of word pieces that are [UNK] above which people are told
-_MOST_REASONS = 5  # that one line tells; rejected.jsonl has all
 _VOCABULARY_CHARS = 40_000_000  # what a vocabulary is learned from, spread evenly over the corpus
 _LONG_WORD = re.compile(r"(\S{1000})")  # to learn from it whole would take hours
 _MAX_PIECE_BYTES = 256  # the tokenizer takes no longer word piece
@@ -79,7 +79,7 @@ class Plan:
 
 
 class ReadBlocks(beam.DoFn):
-  """Chunk -> batches (chunk, file, place of the first block in the chunk, [(title, sentences, line)]); tags "tally", "rejected"."""
+  """Chunk -> batches (chunk, file, place of the first block, [(title, sentences, line)]); tags "tally", "rejected"."""
 
   def __init__(self, vocab: str, *, lower_case: bool, max_tokens: int):
     self._vocab, self._lower_case, self._max_tokens = vocab, lower_case, max_tokens
@@ -95,14 +95,14 @@ class ReadBlocks(beam.DoFn):
       blocks = []
       for number, found in enumerate(blocker(batch)):
         if found.reason:
-          row = {"reason": found.reason, **_row(found.article, file)}
+          row = {"reason": found.reason, **rejections.row(found.article, file)}
           yield beam.pvalue.TaggedOutput("rejected", ((chunk.number, found.article.at, number), row))
         else:
           num_articles += not found.article.part
           blocks += [(found.title, block, found.article.line) for block in found.blocks]
       yield chunk.number, file, num_blocks, blocks
       num_blocks += len(blocks)
-    first = {what: {**_row(article, file), "text": text} for what, (article, text) in blocker.first.items()}
+    first = {what: {**rejections.row(article, file), "text": text} for what, (article, text) in blocker.first.items()}
     yield beam.pvalue.TaggedOutput(
         "tally", Tally(chunk.number, file, num_articles, num_blocks, articles.num_lines, dict(blocker.counts), first))
 
@@ -118,12 +118,6 @@ def _batches(articles: Iterable[Article]) -> Iterator[list[Article]]:
       batch, size = [], 0
   if batch:
     yield batch
-
-
-def _row(article: Article, file: str) -> dict:
-  """A line of rejected.jsonl about an article; its line number still counts from its chunk."""
-  return {"file": file, "line": article.line, "at": article.at, "title": article.title[:json_lines.SHOWN_CHARS],
-          "text": article.text[:json_lines.SHOWN_CHARS], **({"why": article.why} if article.why else {})}
 
 
 def uids_of(batch) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -208,44 +202,27 @@ def finish(publication: artifacts.Publication, plan: Plan, read: Iterable, repea
   if plan.num_passages:
     dropped = collections.Counter(row["reason"] for row in rows)
     counts = {"passages": plan.num_passages, "articles": plan.num_articles, "dropped": dict(sorted(dropped.items())), **plan.counts}
-    examples = {**_first_by_reason(rows), **plan.examples}
+    examples = {**rejections.first_by_reason(rows), **plan.examples}
     publication.finish(counts, content=artifacts.fingerprint_of(sorted(digests)), details={
         **details, "first_of_each": examples, "warnings": list(_warnings(plan, rows))})
 
 
-def _first_by_reason(rows: Iterable[Mapping]) -> dict[str, Mapping]:
-  found = {}
-  for row in rows:
-    found.setdefault(row["reason"], row)
-  return found
-
-
 def _warnings(plan: Plan, rows: Sequence[Mapping]) -> Iterator[str]:
-  """What must not be overlooked: files of which most was rejected, titles that were cut, words that the vocabulary does not know."""
-  rejected = collections.Counter(row["file"] for row in rows if row["reason"] != DUPLICATE)
+  """What must not be overlooked: poor files, titles that were cut, words that the vocabulary does not know."""
+  lost = [row for row in rows if row["reason"] != DUPLICATE]
+  rejected = collections.Counter(row["file"] for row in lost)
   poor = {file for file, num in rejected.items() if num > plan.kept.get(file, 0)}
   if poor:
-    lost = [row for row in rows if row["file"] in poor and row["reason"] != DUPLICATE]
-    yield f"most is rejected of {len(poor)} of {len(plan.kept)} files: {_reasons(lost)}"
+    reasons = rejections.reasons([row for row in lost if row["file"] in poor])
+    yield f"most is rejected of {len(poor)} of {len(plan.kept)} files: {reasons}"
   if plan.counts[blocking.CUT_TITLES] > plan.num_articles / 2:
-    yield f"most titles are too long and were cut, first {_place(plan.examples[blocking.CUT_TITLES])}"
+    first = rejections.place(plan.examples[blocking.CUT_TITLES])
+    yield f"most titles are too long and were cut, first {first}"
   share = plan.counts[blocking.UNKNOWN] / max(plan.counts[blocking.WORD_PIECES], 1)
   if share > _MOST_UNKNOWN:
-    yield (f"{share:.1%} of all word pieces are {tokenization.UNK}, words that the vocabulary does not know, first "
-           f"{_place(plan.examples[blocking.UNKNOWN])}")
-
-
-def _reasons(rows: Iterable[Mapping]) -> str:
-  """The most frequent reasons, with the first example of each."""
-  rows = list(rows)
-  first = _first_by_reason(rows)
-  return "; ".join(f"{num} {reason}, first {_place(first[reason])}"
-                   for reason, num in collections.Counter(row["reason"] for row in rows).most_common(_MOST_REASONS))
-
-
-def _place(row: Mapping) -> str:
-  shown = row.get("why") or row["text"][:60] or row["title"][:60]
-  return f"{row['file']}:{row['line']}" + (f" ({shown!r})" if shown else "")
+    first = rejections.place(plan.examples[blocking.UNKNOWN])
+    yield (f"{share:.1%} of all word pieces are {tokenization.UNK}, words that the vocabulary does not know, "
+           f"first {first}")
 
 
 def build(root: beam.Pipeline, chunks: Sequence[Chunk], publication: artifacts.Publication, *, details: Mapping, lower_case: bool,
@@ -279,7 +256,7 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   Args:
     inputs: a path, or files, folders and globs separated by commas.
     output: the folder to write.
-    format: one of corpus.FORMATS.
+    format: one of sources.FORMATS.
     vocab: a vocab.txt or a folder that holds one; None learns one from the corpus.
     vocab_input: further files, as `inputs`, for learning the vocabulary only.
     vocab_size: most word pieces of a learned vocabulary.
@@ -297,10 +274,13 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   """
   if max_tokens < 16 or passages_per_shard < 1:
     raise CorpusError(f"got --max_tokens={max_tokens}, --passages_per_shard={passages_per_shard}; wanted at least 16 and 1.")
-  sources = corpus.find_sources(inputs, format=format)
-  also = corpus.find_sources(vocab_input, format=format) if vocab_input and not vocab else []
+  files = sources.find_sources(inputs, format=format)
+  also = sources.find_sources(vocab_input, format=format) if vocab_input and not vocab else []
+  unread = [{"reason": file.reason, "file": file.path, "line": 1, "title": "", "text": ""} for file in also if file.reason]
+  if unread:
+    raise CorpusError(f"--vocab_input {vocab_input!r} has files that cannot be read: {rejections.reasons(unread)}; {sources.WANTED}.")
   config = {
-      "corpus": _fingerprint(sources),
+      "corpus": _fingerprint(files),
       "vocab": tokenization.Tokenizer(vocab, lower_case=lower_case).fingerprint if vocab else (
           f"learned, at most {vocab_size}" + (f", with {_fingerprint(also)}" if also else "")),
       "lower_case": lower_case, "max_tokens": max_tokens, "passages_per_shard": passages_per_shard}
@@ -308,12 +288,12 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
     print(f"make_passages: {output} is already made from just this corpus.")
     return _told(artifacts.read_info(output))
   started = time.time()
-  print(f"make_passages: reading {len(sources)} files, {sum(s.size_bytes for s in sources) / 1e6:.1f} MB")
+  print(f"make_passages: reading {len(files)} files, {sum(file.size_bytes for file in files) / 1e6:.1f} MB")
   publication = artifacts.begin(output, kind=passages.KIND, config=config, inputs={})
   with pipelines.removed_on_failure(publication.path):
-    chunks = corpus.split_into_chunks(sources)
+    chunks = sources.split_into_chunks(files)
     tokenizer = _write_vocabulary(
-        publication.path, chunks + corpus.split_into_chunks(also), inputs=inputs, vocab=vocab, size=vocab_size,
+        publication.path, chunks + sources.split_into_chunks(also), inputs=inputs, vocab=vocab, size=vocab_size,
         lower_case=lower_case)
     details = {"vocab_size": tokenizer.size, "lower_case": lower_case, "vocab_fingerprint": tokenizer.fingerprint, "input": inputs}
     with pipelines.pipeline(beam_args) as root:
@@ -324,7 +304,7 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
       return {}
     if artifacts.gfile.exists(publication.path):
       with artifacts.gfile.GFile(os.path.join(publication.path, REJECTED), "rb") as file:
-        raise _nothing(inputs, [record.row for record in json_lines.read(file)])
+        raise rejections.nothing(inputs, [record.row for record in json_lines.read(file)])
   info, secs = artifacts.read_info(output), time.time() - started
   counts = info["counts"]
   print(f"make_passages: {counts['passages']} passages of {counts['articles']} articles in {secs:.0f} s "
@@ -340,12 +320,8 @@ def _told(info: dict) -> dict:
   return info
 
 
-def _nothing(inputs: str, rows: Sequence[Mapping]) -> CorpusError:
-  return CorpusError(f"--input {inputs!r} gives no passage: {_reasons(rows) or 'it is empty'}; {corpus.WANTED}.")
-
-
-def _fingerprint(sources: Sequence[corpus.Source]) -> str:
-  return artifacts.fingerprint_of([(os.path.basename(s.path), s.format, s.size_bytes, s.digest) for s in sources])
+def _fingerprint(files: Sequence[sources.Source]) -> str:
+  return artifacts.fingerprint_of([(os.path.basename(file.path), file.format, file.size_bytes, file.digest) for file in files])
 
 
 def _write_vocabulary(
@@ -355,7 +331,7 @@ def _write_vocabulary(
   else:
     sample = [text for text in _sample(chunks) if text.strip()]
     if not sample:
-      raise _nothing(inputs, list(_rejected(chunks)))
+      raise rejections.nothing(inputs, list(_rejected(chunks)))
     learned = tokenization.train_vocabulary(sample, size=size, lower_case=lower_case)
     pieces = [piece for piece in learned if len(piece.removeprefix("##").encode()) <= _MAX_PIECE_BYTES]
     if not set(pieces) - set(tokenization.SPECIAL):
@@ -384,7 +360,7 @@ def _rejected(chunks: Sequence[Chunk]) -> Iterator[dict]:
   for chunk in chunks:
     articles, file = corpus.Articles(chunk), chunk.source.path
     for article in articles:
-      row = _row(article, file)
+      row = rejections.row(article, file)
       yield {**row, "reason": article.reason or "empty", "line": row["line"] + lines[file]}
     lines[file] += articles.num_lines
 
@@ -399,7 +375,7 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("input", None, "Files, folders and globs, separated by commas.", required=True)
   flags.DEFINE_string("output", None, "The passages folder to write.", required=True)
-  flags.DEFINE_enum("format", "auto", corpus.FORMATS, "What the files hold; auto decides for each file.")
+  flags.DEFINE_enum("format", "auto", sources.FORMATS, "What the files hold; auto decides for each file.")
   flags.DEFINE_string("vocab", None, "A vocab.txt, or a folder that holds one; without it one is learned from the corpus.")
   flags.DEFINE_string("vocab_input", "", "Further files that a vocabulary is learned from, besides --input.")
   flags.DEFINE_integer("vocab_size", 30_522, "Most word pieces of a learned vocabulary.")

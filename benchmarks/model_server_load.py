@@ -27,7 +27,11 @@ import tabulate
 import tensorflow as tf
 from absl import app, flags
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc, predict_pb2
+from tensorflow_serving.apis import (
+  get_model_status_pb2,
+  model_service_pb2_grpc,
+  predict_pb2,
+)
 
 from realm_tf import json_lines
 

@@ -11,8 +11,10 @@ from realm_tf.artifacts import gfile
 def find(inputs: str) -> list[str]:
   """The files that `inputs` names, in the order of their paths, each once.
 
-  A path that exists is just that path, whatever is in its name: brackets, stars, question marks, commas. Folders are walked;
-  hidden files and folders in them are passed over, unless they are named themselves. A link that leads nowhere is among the files.
+  A path that exists is just that path, whatever is in its name: brackets, stars, question marks,
+  commas. Folders are walked;
+  hidden files and folders in them are passed over, unless they are named themselves. A link that
+  leads nowhere is among the files.
 
   Args:
     inputs: a path, or files, folders and globs separated by commas.
@@ -27,7 +29,9 @@ def find(inputs: str) -> list[str]:
 
 
 def _matches(inputs: str) -> Iterator[list[str]]:
-  """What each part of the list matches. A comma in a name is told by what exists: the parts around it match nothing alone."""
+  """What each part of the list matches. A comma in a name is told by what exists: the parts around
+  it match nothing alone.
+  """
   parts = [inputs] if _exists(inputs) else inputs.split(",")
   first = 0
   while first < len(parts):
@@ -37,7 +41,9 @@ def _matches(inputs: str) -> Iterator[list[str]]:
         break
     else:
       if parts[first].strip():
-        raise artifacts.UserError(f"no file {parts[first]!r}; wanted files, folders or globs, separated by commas.")
+        raise artifacts.UserError(
+          f"no file {parts[first]!r}; wanted files, folders or globs, separated by commas."
+        )
       end = first + 1
     first = end
 
@@ -54,7 +60,7 @@ def _match(path: str) -> list[str]:
   folder = path  # the part of the path that exists is no pattern: a folder may be called [v2]
   while folder != os.path.dirname(folder) and not os.path.exists(folder):
     folder = os.path.dirname(folder)
-  return glob.glob(glob.escape(folder) + path[len(folder):], recursive=True)
+  return glob.glob(glob.escape(folder) + path[len(folder) :], recursive=True)
 
 
 def _exists(path: str) -> bool:
@@ -62,13 +68,15 @@ def _exists(path: str) -> bool:
 
 
 def _walk(path: str) -> Iterator[str]:
-  """The files below a folder, or the path itself. Local folders are read by Python: a name need not be UTF-8 there."""
+  """The files below a folder, or the path itself. Local folders are read by Python: a name need not
+  be UTF-8 there.
+  """
   if "://" in path:
     if not gfile.isdir(path):
       yield path
       return
     for folder, _, names in gfile.walk(path):
-      inside = folder[len(path):].strip("/").split("/")
+      inside = folder[len(path) :].strip("/").split("/")
       if not any(name.startswith(".") for name in inside):
         yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
   elif os.path.isdir(path):
@@ -78,7 +86,9 @@ def _walk(path: str) -> Iterator[str]:
 
 
 def _walk_local(path: str, seen: set[str]) -> Iterator[str]:
-  """Links to folders are followed, each folder once. A folder that cannot be listed is given itself, for others to reject."""
+  """Links to folders are followed, each folder once. A folder that cannot be listed is given
+  itself, for others to reject.
+  """
   real = os.path.realpath(path)
   if real in seen:
     return

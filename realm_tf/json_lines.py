@@ -1,7 +1,10 @@
-"""JSON as people have it: lines of objects, an array, or objects after each other; packed or not; UTF-8, UTF-16 or UTF-32.
+"""JSON as people have it: lines of objects, an array, or objects after each other; packed or not;
+UTF-8, UTF-16 or UTF-32.
 
-The one reader of such files, and standard library alone, so that a client that needs no TensorFlow can use it. Lines end at
-\\n only: U+2028, U+0085 and the like, which `str.splitlines` splits at, may stand inside a JSON string.
+The one reader of such files, and standard library alone, so that a client that needs no TensorFlow
+can use it. Lines end at
+\\n only: U+2028, U+0085 and the like, which `str.splitlines` splits at, may stand inside a JSON
+string.
 """
 
 import bz2
@@ -17,14 +20,19 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
+BOM = codecs.BOM_UTF8
 MAX_RECORD_BYTES = 100_000_000  # a record is parsed as a whole; a file is not
 SHOWN_CHARS = 200  # of a record that is named
-HALF_A_PAIR = "a text in the line is half of a surrogate pair (\\ud800)"  # the reason against what is not `is_writable`
+# the reason against what is not `is_writable`
+HALF_A_PAIR = "a text in the line is half of a surrogate pair (\\ud800)"
 
 _BLOCK_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 16  # what tells how a file is written
-_BOM = codecs.BOM_UTF8
-_PACKINGS = {b"\x1f\x8b": ("gzip", gzip.GzipFile), b"BZh": ("bz2", bz2.BZ2File), b"\xfd7zXZ\x00": ("xz", lzma.LZMAFile)}
+_PACKINGS = {
+  b"\x1f\x8b": ("gzip", gzip.GzipFile),
+  b"BZh": ("bz2", bz2.BZ2File),
+  b"\xfd7zXZ\x00": ("xz", lzma.LZMAFile),
+}
 _SPECIAL = re.compile(rb'[\\"{}\[\]\n]')
 _NEWLINE, _QUOTE, _BACKSLASH = b'\n"\\'
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -43,7 +51,9 @@ class BadRecord(ValueError):
 
 
 class Unreadable(Exception):
-  """A file that cannot be read further; its text is the reason ("truncated_gzip", ..). What came before it is good."""
+  """A file that cannot be read further; its text is the reason ("truncated_gzip", ..). What came
+  before it is good.
+  """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +101,8 @@ def read(source: BinaryIO | bytes) -> Iterator[Record]:
     source: a file opened in binary mode, packed or not, or bytes.
 
   Yields:
-    A record for every line, or for every value of an array or of values that follow each other; the last one says why, where
+    A record for every line, or for every value of an array or of values that follow each other; the
+    last one says why, where
     the file cannot be read to its end.
   """
   file = unpacked(io.BytesIO(source) if isinstance(source, bytes) else source)
@@ -107,7 +118,9 @@ def read(source: BinaryIO | bytes) -> Iterator[Record]:
         except BadRecord as error:
           yield Record(number, unit, None, str(error), shown(piece.raw))
   except Unreadable as error:
-    yield Record(number + 1, unit, None, f"the file is {str(error).replace('_', ' ')} from there on", "")
+    yield Record(
+      number + 1, unit, None, f"the file is {str(error).replace('_', ' ')} from there on", ""
+    )
 
 
 def reasons(bad: Iterable[Record]) -> list[str]:
@@ -115,14 +128,18 @@ def reasons(bad: Iterable[Record]) -> list[str]:
   found = {}
   for record in bad:
     found.setdefault(record.reason, []).append(record)
-  return [f"{len(records)} {records[0].unit}s left out, {reason} (first: {records[0].place})" for reason, records in found.items()]
+  return [
+    f"{len(records)} {records[0].unit}s left out, {reason} (first: {records[0].place})"
+    for reason, records in found.items()
+  ]
 
 
 def parse(raw: bytes) -> dict:
   """The object that a record spells.
 
   Raises:
-    BadRecord: it is not UTF-8, or not JSON as the standard says (NaN, a key that stands twice, ..), or not an object.
+    BadRecord: it is not UTF-8, or not JSON as the standard says (NaN, a key that stands twice, ..),
+      or not an object.
   """
   if len(raw) > MAX_RECORD_BYTES:
     raise BadRecord("too_long", f"the line is longer than {MAX_RECORD_BYTES:,} bytes")
@@ -135,7 +152,11 @@ def parse(raw: bytes) -> dict:
   except RecursionError:
     raise BadRecord("bad_json", "the line is nested too deep") from None
   except ValueError as error:  # a number of over 4,300 digits is one too
-    words = "the line is not JSON in UTF-8" if isinstance(error, json.JSONDecodeError) else "a number in the line is too long"
+    words = (
+      "the line is not JSON in UTF-8"
+      if isinstance(error, json.JSONDecodeError)
+      else "a number in the line is too long"
+    )
     raise BadRecord("bad_json", words) from None
   if not isinstance(row, dict):
     raise BadRecord("bad_record", "the line is not an object")
@@ -154,7 +175,8 @@ def _no_key_twice(pairs: list[tuple[str, object]]) -> dict:
 
 
 def is_writable(text: str) -> bool:
-  """Whether a text is Unicode; JSON can spell half of a surrogate pair, as \\ud800, which is not."""
+  """Whether a text is Unicode; JSON can spell half of a surrogate pair, as \\ud800, which is not.
+  """
   return not _SURROGATE.search(text)
 
 
@@ -166,19 +188,23 @@ def dumps(row) -> str:
 
 def shown(raw: bytes) -> str:
   """The beginning of a record, for people."""
-  return raw[:4 * SHOWN_CHARS].decode(errors="replace").strip()[:SHOWN_CHARS]
+  return raw[: 4 * SHOWN_CHARS].decode(errors="replace").strip()[:SHOWN_CHARS]
 
 
-# ============================================================================================== unpacking and encodings
+# ========================================================================== unpacking and encodings
 
 
 def packing_of(head: bytes) -> str:
-  """What a file that begins so is packed with: "gzip", "bz2", "xz", or "" for nothing that is read here."""
+  """What a file that begins so is packed with: "gzip", "bz2", "xz", or "" for nothing that is read
+  here.
+  """
   return next((name for magic, (name, _) in _PACKINGS.items() if head.startswith(magic)), "")
 
 
 def is_plain(head: bytes) -> bool:
-  """Whether a file that begins so is neither packed nor UTF-16 or UTF-32: no byte order mark of these, no zeros between letters."""
+  """Whether a file that begins so is neither packed nor UTF-16 or UTF-32: no byte order mark of
+  these, no zeros between letters.
+  """
   return not packing_of(head) and _encoding_of(head).startswith("utf-8")
 
 
@@ -187,7 +213,8 @@ def _encoding_of(head: bytes) -> str:
 
 
 def unpacked(file: BinaryIO) -> io.BufferedReader:
-  """A file as unpacked UTF-8. A byte order mark of UTF-8 stays; text that is not Unicode becomes bytes that are not UTF-8.
+  """A file as unpacked UTF-8. A byte order mark of UTF-8 stays; text that is not Unicode becomes
+  bytes that are not UTF-8.
 
   Reading on raises Unreadable where the packed file is cut off or broken.
   """
@@ -242,7 +269,7 @@ class _Blocks(io.RawIOBase):
         except (StopIteration, Unreadable) as error:
           self._error = error
       size = min(len(buffer) - filled, len(self._left))
-      buffer[filled:filled + size], self._left = self._left[:size], self._left[size:]
+      buffer[filled : filled + size], self._left = self._left[:size], self._left[size:]
       filled += size
     if not filled and isinstance(self._error, Unreadable):
       raise self._error
@@ -257,12 +284,14 @@ def _buffered(blocks: Iterator[bytes]) -> io.BufferedReader:
   return io.BufferedReader(_Blocks(blocks), _HEAD_BYTES)
 
 
-# ============================================================================================================= splitting
+# ======================================================================================== splitting
 
 
 def is_lines(head: bytes) -> bool:
-  """Whether a file that begins so is lines of JSON, not an array or objects that are printed over many lines or follow each other."""
-  head = head.removeprefix(_BOM).lstrip()
+  """Whether a file that begins so is lines of JSON, not an array or objects that are printed over
+  many lines or follow each other.
+  """
+  head = head.removeprefix(BOM).lstrip()
   first, _, rest = head.partition(b"\n")
   if first.startswith(b"["):
     return _is_list_of_no_object(first)
@@ -276,15 +305,21 @@ def is_lines(head: bytes) -> bool:
 
 
 def _is_list_of_no_object(first: bytes) -> bool:
-  """Whether a first line is a whole list without any object: then it is a bad line of a file of lines."""
+  """Whether a first line is a whole list without any object: then it is a bad line of a file of
+  lines.
+  """
   try:
-    return not any(isinstance(value, dict) for value in json.loads(first)) and first.strip() != b"[]"
+    return (
+      not any(isinstance(value, dict) for value in json.loads(first)) and first.strip() != b"[]"
+    )
   except (ValueError, RecursionError):
     return False
 
 
 def lines(file: BinaryIO, start: int = 0, *, limit: int = MAX_RECORD_BYTES) -> Iterator[Piece]:
-  """The lines that begin at byte `start` or later, numbered from there; one that is longer than `limit` is cut."""
+  """The lines that begin at byte `start` or later, numbered from there; one that is longer than
+  `limit` is cut.
+  """
   at, number = max(start - 1, 0), 0
   if start:
     file.seek(at)
@@ -292,15 +327,17 @@ def lines(file: BinaryIO, start: int = 0, *, limit: int = MAX_RECORD_BYTES) -> I
   while raw := file.readline(limit + 1):
     if begins:
       number += 1
-      yield Piece(at, number, raw.removeprefix(_BOM) if at == 0 else raw)
+      yield Piece(at, number, raw.removeprefix(BOM) if at == 0 else raw)
     at += len(raw)
     begins = raw.endswith(b"\n")
 
 
 def values(file: io.BufferedReader) -> Iterator[Piece]:
-  """The elements of an array, or the values that follow each other, however they are broken into lines.
+  """The elements of an array, or the values that follow each other, however they are broken into
+  lines.
 
-  Only one value is held in memory. A value that is broken costs itself, not those after it: a string ends with its line, and an
+  Only one value is held in memory. A value that is broken costs itself, not those after it: a
+  string ends with its line, and an
   object cannot begin inside another one without a key.
   """
   scanner = _Scanner()
@@ -313,7 +350,10 @@ class _Scanner:
   """Finds where values begin and end."""
 
   def __init__(self):
-    self._data, self._offset = bytearray(), 0  # what is not given yet, and where it begins in the file
+    self._data, self._offset = (
+      bytearray(),
+      0,
+    )  # what is not given yet, and where it begins in the file
     self._start = 0  # of the value, or of what stands between values
     self._open = bytearray()  # the brackets of the value that are open; none between values
     self._array = self._in_string = self._too_long = False
@@ -326,9 +366,15 @@ class _Scanner:
       yield from self._see(place)
     if len(self._data) - self._start > MAX_RECORD_BYTES:
       yield from self._give(len(self._data)) if self._open else self._between(len(self._data))
-      self._too_long = bool(self._open)  # its beginning was given: what follows of it is passed over
-    del self._data[:self._start]
-    self._offset, self._escaped, self._start = self._offset + self._start, self._escaped - self._start, 0
+      self._too_long = bool(
+        self._open
+      )  # its beginning was given: what follows of it is passed over
+    del self._data[: self._start]
+    self._offset, self._escaped, self._start = (
+      self._offset + self._start,
+      self._escaped - self._start,
+      0,
+    )
 
   def end(self) -> Iterator[Piece]:
     yield from self._give(len(self._data)) if self._open else self._between(len(self._data))
@@ -357,7 +403,7 @@ class _Scanner:
 
   def _see_opening(self, place: int, byte: int) -> Iterator[Piece]:
     if self._open:
-      before = self._data[max(place - 64, 0):place].rstrip()
+      before = self._data[max(place - 64, 0) : place].rstrip()
       if byte != ord("{") or self._open[-1] != byte or before.endswith(b":"):
         self._open.append(byte)
         return
@@ -372,12 +418,14 @@ class _Scanner:
   def _give(self, end: int) -> Iterator[Piece]:
     """The value that ends here."""
     if not self._too_long:
-      yield Piece(self._offset + self._start, self._start_line, bytes(self._data[self._start:end]))
+      yield Piece(
+        self._offset + self._start, self._start_line, bytes(self._data[self._start : end])
+      )
     self._start, self._too_long = end, False
 
   def _between(self, end: int) -> Iterator[Piece]:
     """What stands between values and is no comma: numbers, texts, rubbish."""
-    rubbish = bytes(self._data[self._start:end]).removeprefix(_BOM).strip(b", \t\r\n")
+    rubbish = bytes(self._data[self._start : end]).removeprefix(BOM).strip(b", \t\r\n")
     if rubbish:
       for raw in _elements(rubbish):
         yield Piece(self._offset + self._start, self._line, raw)

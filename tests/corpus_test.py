@@ -1,4 +1,6 @@
-"""What people have in their folders, file by file: what is read, and what is rejected by which reason."""
+"""What people have in their folders, file by file: what is read, and what is rejected by which
+reason.
+"""
 
 import bz2
 import gzip
@@ -12,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from beam_jobs import blocking, corpus
+from beam_jobs import blocking, corpus, sources
 from realm_tf import artifacts, input_files, tokenization
 
 TEXT = "The Grey Mill was built by Ada in 1712. It stands on the Ost."
@@ -20,7 +22,7 @@ TEXT = "The Grey Mill was built by Ada in 1712. It stands on the Ost."
 
 def read(path, *, format: str = "auto") -> list[corpus.Article]:
   """The articles of a file or folder."""
-  chunks = corpus.split_into_chunks(corpus.find_sources(str(path), format=format))
+  chunks = sources.split_into_chunks(sources.find_sources(str(path), format=format))
   return [article for chunk in chunks for article in corpus.Articles(chunk)]
 
 
@@ -28,7 +30,7 @@ def names(path) -> list[str]:
   return [os.path.relpath(found, path) for found in input_files.find(str(path))]
 
 
-# ------------------------------------------------------------------------------------------------ which files are meant
+# ---------------------------------------------------------------------------- which files are meant
 
 
 def test_a_path_that_exists_is_no_pattern(tmp_path):
@@ -55,7 +57,9 @@ def test_hidden_files_and_folders_are_passed_over_unless_named(tmp_path):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(TEXT)
   assert names(tmp_path) == ["a.txt", "d/e.txt"]
-  assert names(tmp_path / "d/.ipynb_checkpoints") == ["a.txt"] and names(tmp_path / ".b.txt") == ["."]
+  assert names(tmp_path / "d/.ipynb_checkpoints") == ["a.txt"] and names(tmp_path / ".b.txt") == [
+    "."
+  ]
   hidden = tmp_path / ".all"
   hidden.mkdir()
   (hidden / "f.txt").write_text(TEXT)
@@ -69,12 +73,20 @@ def test_links_and_odd_names_reject_that_file_only(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"), "wb") as file:
     file.write(TEXT.encode())
-  got = {source.path.rpartition("/")[2]: source.reason for source in corpus.find_sources(str(tmp_path), format="auto")}
-  assert got == {"good.txt": "", "dangling.txt": "unreadable", "pipe": "not_a_file", "caf\\xe9.txt": "name_not_utf8"}
+  got = {
+    source.path.rpartition("/")[2]: source.reason
+    for source in sources.find_sources(str(tmp_path), format="auto")
+  }
+  assert got == {
+    "good.txt": "",
+    "dangling.txt": "unreadable",
+    "pipe": "not_a_file",
+    "caf\\xe9.txt": "name_not_utf8",
+  }
   assert [article.reason for article in read(tmp_path)].count("") == 1
 
 
-# ------------------------------------------------------------------------------------------------------- what is prose
+# ------------------------------------------------------------------------------------ what is prose
 
 
 def tar_of(data: bytes) -> bytes:
@@ -100,7 +112,10 @@ NO_PROSE = {
   "a.parquet": (b"PAR1" + bytes(50), "parquet_file"),
   "a.npy": (np.arange(9.0).tobytes(), "binary_file"),
   "integers": (np.arange(1, 50, dtype=np.int32).tobytes(), "binary_file"),
-  "random": (np.random.default_rng(0).bytes(5000)[:1] + b"\0" + np.random.default_rng(1).bytes(5000), "binary_file"),
+  "random": (
+    np.random.default_rng(0).bytes(5000)[:1] + b"\0" + np.random.default_rng(1).bytes(5000),
+    "binary_file",
+  ),
   "zeros.txt": (TEXT.encode() + bytes(3) + TEXT.encode(), "binary_file"),
   "control.txt": (TEXT.encode() * 2 + b"\x01\x02\x03\x04", "binary_file"),
   "table": (b"1\tThe mill\tMill\n2\tThe Ost\tOst\n3\tAda\tAda\n", "table_file"),
@@ -131,23 +146,38 @@ def test_texts_in_any_encoding_and_packing(encoding, pack, tmp_path):
 
 
 def test_prose_that_looks_odd_is_prose(tmp_path):
-  texts = {"list": "[1] Smith wrote it. [2] So did Ada.", "brace": "{ is a brace.", "tabs": "a\tb\nno tab\nc\td\nEnd.",
-           "indented": "One line.\n\tTwo lines.\n\tThree.", "mails": "<ada@example.org> wrote this."}
+  texts = {
+    "list": "[1] Smith wrote it. [2] So did Ada.",
+    "brace": "{ is a brace.",
+    "tabs": "a\tb\nno tab\nc\td\nEnd.",
+    "indented": "One line.\n\tTwo lines.\n\tThree.",
+    "mails": "<ada@example.org> wrote this.",
+  }
   for name, text in texts.items():
     (tmp_path / name).write_text(text)
   assert {article.title: article.text for article in read(tmp_path)} == texts
 
 
-# ---------------------------------------------------------------------------------------------------------- records
+# ------------------------------------------------------------------------------------------ records
 
 
 def test_own_documents_are_taken_as_they_are(tmp_path):
   text = "See ?id=7&section=2&copy=1 and f(&param, &times). Write &amp;lt; there."
   (tmp_path / "manual.txt").write_text(text)
-  titles = ["Index of refraction", "List of suppliers", "Outline of the plan", "Mercury (disambiguation)", "A &amp; B"]
-  (tmp_path / "own.json").write_text(json.dumps([{"_id": 1, "title": title, "text": text} for title in titles], indent=1))
+  titles = [
+    "Index of refraction",
+    "List of suppliers",
+    "Outline of the plan",
+    "Mercury (disambiguation)",
+    "A &amp; B",
+  ]
+  (tmp_path / "own.json").write_text(
+    json.dumps([{"_id": 1, "title": title, "text": text} for title in titles], indent=1)
+  )
   got = read(tmp_path)
-  assert [article.title for article in got] == ["manual", *titles] and {article.text for article in got} == {text}
+  assert [article.title for article in got] == ["manual", *titles] and {
+    article.text for article in got
+  } == {text}
   assert all(len(corpus.sentences_of(article)) == 2 for article in got)
   alone = corpus.Article(0, 1, "Hamlet", "Hamlet")
   assert corpus.sentences_of(alone) == ["Hamlet"], "a text that is its title is not nothing"
@@ -170,18 +200,38 @@ HEADERS = {
 def test_headers_of_every_wikiextractor(header, tmp_path):
   (tmp_path / "wiki_00").write_text(f"{header}\nTitle\n\nR&amp;D was there.\n\n</doc>\n")
   (article,) = read(tmp_path)
-  assert (article.title, article.text, article.reason) == (HEADERS[header], "Title\n\nR&D was there.", "")
+  assert (article.title, article.text, article.reason) == (
+    HEADERS[header],
+    "Title\n\nR&D was there.",
+    "",
+  )
 
 
 def test_broken_headers_are_quick_and_counted(tmp_path):
-  bad = ["<doc>", '<doc id="1">', "<doc title=>", '<doc title="x>', '<doc title="' + 'a="b" ' * 200_000 + '">']
+  bad = [
+    "<doc>",
+    '<doc id="1">',
+    "<doc title=>",
+    '<doc title="x>',
+    '<doc title="' + 'a="b" ' * 200_000 + '">',
+  ]
   (tmp_path / "wiki_00").write_text("".join(f"{header}\nText.\n</doc>\n" for header in bad))
-  assert {article.reason for article in read(tmp_path, format="wikiextractor")} == {"bad_record", "outside_doc"}
+  assert {article.reason for article in read(tmp_path, format="wikiextractor")} == {
+    "bad_record",
+    "outside_doc",
+  }
 
 
 def test_wikiextractors_json_has_its_rules(tmp_path):
-  record = {"id": "1", "revid": "2", "url": "https://en.wikipedia.org/wiki?curid=1", "text": "R&amp;D\n\nIt is &lt;b&gt;."}
-  (tmp_path / "wiki_00").write_text("".join(json.dumps({**record, "title": title}) + "\n" for title in ("R&amp;D", "List of x")))
+  record = {
+    "id": "1",
+    "revid": "2",
+    "url": "https://en.wikipedia.org/wiki?curid=1",
+    "text": "R&amp;D\n\nIt is &lt;b&gt;.",
+  }
+  (tmp_path / "wiki_00").write_text(
+    "".join(json.dumps({**record, "title": title}) + "\n" for title in ("R&amp;D", "List of x"))
+  )
   first, second = read(tmp_path)
   assert (first.title, corpus.sentences_of(first)) == ("R&D", ["It is <b>."])
   with pytest.raises(corpus.Rejected, match="dropped_title"):
@@ -210,15 +260,35 @@ def test_very_long_texts_come_in_parts_and_nothing_is_lost(tmp_path, monkeypatch
     for ending in ("txt", "jsonl"):
       got = read(tmp_path / f"{name}.{ending}")
       assert len(got) > 3 and [article.part for article in got] == list(range(len(got))), name
-      assert "".join("".join(article.text.split()) for article in got) == "".join(text.split()), (name, ending)
-      assert max(len(article.text.encode()) for article in got) <= 1000 and {article.title for article in got} == {name}
+      assert "".join("".join(article.text.split()) for article in got) == "".join(text.split()), (
+        name,
+        ending,
+      )
+      assert max(len(article.text.encode()) for article in got) <= 1000 and {
+        article.title for article in got
+      } == {name}
   ends = [article.text[-1] for article in read(tmp_path / "sentences.txt")]
   assert set(ends) == {"."}, "parts end with a sentence where there is one"
 
 
-# --------------------------------------------------------------------------------------------------------- blocking
+# ----------------------------------------------------------------------------------------- blocking
 
-WORDS = ["mill", "##s", "##ing", "grind", "ost", ".", "-", "b", "##b", "x", "##x", "\u6f22", "\u0e01", "##\u0e01"]
+WORDS = [
+  "mill",
+  "##s",
+  "##ing",
+  "grind",
+  "ost",
+  ".",
+  "-",
+  "b",
+  "##b",
+  "x",
+  "##x",
+  "\u6f22",
+  "\u0e01",
+  "##\u0e01",
+]
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +298,29 @@ def tokenizer(tmp_path_factory) -> tokenization.Tokenizer:
   return tokenization.Tokenizer(str(path))
 
 
-@pytest.mark.parametrize("text", [
-  "mill grinding mills ost " * 100, "x" * 90 + " mill " + "b" * 90, "mill-" * 200, "\u6f22" * 500, "\u0e01" * 30 + " " + "\u0e01" * 33,
-  "\u00e9 caf\u00e9 " * 200, "unknown words only here " * 90, "e" * 60_000 + " mill",
-], ids=["words", "long words", "one word", "chinese", "thai", "unknown", "all unknown", "a megabyte of nothing"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    "mill grinding mills ost " * 100,
+    "x" * 90 + " mill " + "b" * 90,
+    "mill-" * 200,
+    "\u6f22" * 500,
+    "\u0e01" * 30 + " " + "\u0e01" * 33,
+    "\u00e9 caf\u00e9 " * 200,
+    "unknown words only here " * 90,
+    "e" * 60_000 + " mill",
+  ],
+  ids=[
+    "words",
+    "long words",
+    "one word",
+    "chinese",
+    "thai",
+    "unknown",
+    "all unknown",
+    "a megabyte of nothing",
+  ],
+)
 def test_sentences_longer_than_a_passage_are_split(tokenizer, text):
   text = " ".join(text.split())
   blocker = blocking.Blocker(tokenizer, max_tokens=32)
@@ -247,7 +336,19 @@ def test_sentences_longer_than_a_passage_are_split(tokenizer, text):
 
 def test_titles_leave_room_and_unknown_words_are_counted(tokenizer):
   blocker = blocking.Blocker(tokenizer, max_tokens=32)
-  long, short = blocker([corpus.Article(0, 1, "mill " * 40, "ost ."), corpus.Article(9, 2, "ost", "mill of ost .")])
-  assert long.title == " ".join(["mill"] * 16) and long.blocks == [["ost ."]] and short.title == "ost"
-  assert blocker.counts == {blocking.SPLIT: 0, blocking.CUT_TITLES: 1, blocking.WORD_PIECES: 40 + 2 + 1 + 4, blocking.UNKNOWN: 1}
-  assert blocker.first[blocking.UNKNOWN] == (short.article, "of") and blocker.first[blocking.CUT_TITLES][0] is long.article
+  long, short = blocker(
+    [corpus.Article(0, 1, "mill " * 40, "ost ."), corpus.Article(9, 2, "ost", "mill of ost .")]
+  )
+  assert (
+    long.title == " ".join(["mill"] * 16) and long.blocks == [["ost ."]] and short.title == "ost"
+  )
+  assert blocker.counts == {
+    blocking.SPLIT: 0,
+    blocking.CUT_TITLES: 1,
+    blocking.WORD_PIECES: 40 + 2 + 1 + 4,
+    blocking.UNKNOWN: 1,
+  }
+  assert (
+    blocker.first[blocking.UNKNOWN] == (short.article, "of")
+    and blocker.first[blocking.CUT_TITLES][0] is long.article
+  )

@@ -1,4 +1,6 @@
-"""realm_tf/json_lines.py: every shape, packing and encoding that people have gives the same records; bad ones cost themselves."""
+"""realm_tf/json_lines.py: every shape, packing and encoding that people have gives the same
+records; bad ones cost themselves.
+"""
 
 import bz2
 import gzip
@@ -87,13 +89,24 @@ def test_broken_values_cost_little():
   never_closed = b'[\n{"n": 1},\n{"n": 2, "t": "x",\n{"n": 3},\n{"t": "no end\n},\n{"n": 4}\n]'
   assert [row and row["n"] for row in rows_of(never_closed)] == [1, None, 3, None, 4]
   assert [row and row["n"] for row in rows_of(b'[{"n": 1}, {"n": 2}, {"n"')] == [1, 2, None]
-  assert [row and row.get("n") for row in rows_of(b'{"n": \n{"n": 1}\n\xff\xfe\n{"n": 2}')] == [None, 1, None, 2]
+  assert [row and row.get("n") for row in rows_of(b'{"n": \n{"n": 1}\n\xff\xfe\n{"n": 2}')] == [
+    None,
+    1,
+    None,
+    2,
+  ]
   assert rows_of(b"") == rows_of(b"[]") == rows_of(b"\xef\xbb\xbf\n \n") == []
 
 
 def test_what_is_whole_in_a_broken_file_is_used():
-  lines = "".join(json.dumps({"n": n, "t": random.Random(n).random()}) + "\n" for n in range(5000)).encode()
-  for name, data in (("gzip", gzip.compress(lines)), ("bz2", bz2.compress(lines, 1)), ("xz", lzma.compress(lines))):
+  lines = "".join(
+    json.dumps({"n": n, "t": random.Random(n).random()}) + "\n" for n in range(5000)
+  ).encode()
+  for name, data in (
+    ("gzip", gzip.compress(lines)),
+    ("bz2", bz2.compress(lines, 1)),
+    ("xz", lzma.compress(lines)),
+  ):
     *records, last = json_lines.read(data[: len(data) * 3 // 4])
     assert [record.row["n"] for record in records if record.row] == list(range(len(records)))
     assert last.row is None and last.reason == f"the file is truncated {name} from there on"
@@ -108,7 +121,9 @@ def test_values_are_bounded(monkeypatch):
   monkeypatch.setattr(json_lines, "MAX_RECORD_BYTES", 1_000_000)
   data = json.dumps([{"n": 1}, {"n": ["b"] * 900_000, "more": {"n": 5}}, {"n": 2}]).encode()
   assert [row and row["n"] for row in rows_of(data)] == [1, None, 2]
-  assert [record.reason for record in json_lines.read(b"x" * 5_000_000)] == ["the line is longer than 1,000,000 bytes"]
+  assert [record.reason for record in json_lines.read(b"x" * 5_000_000)] == [
+    "the line is longer than 1,000,000 bytes"
+  ]
 
 
 def test_no_bytes_raise():
@@ -143,19 +158,29 @@ def test_a_pipe_is_read():
   assert [record.row for record in json_lines.read(Pipe())] == ROWS
 
 
-# ---------------------------------------------------------------------------------------------------- who reads with it
+# -------------------------------------------------------------------------------- who reads with it
 
 
 def test_metrics_with_odd_separators_and_nan(tmp_path):
   path = tmp_path / progress.METRICS
-  path.write_bytes('{"step": 1, "what": "a\u2028b\u0085c"}\n{"step": 2, "loss": NaN}\n{"step": 3, "lo'.encode())
+  path.write_bytes(
+    '{"step": 1, "what": "a\u2028b\u0085c"}\n{"step": 2, "loss": NaN}\n{"step": 3, "lo'.encode()
+  )
   assert [row["step"] for row in progress.read_metrics(str(tmp_path))] == [1, 2]
 
 
 def test_the_pipelines_summary_reads_any_answer(tmp_path):
   passage = {"number": 3, "title": "t", "text": "x", "score": 1.0}
-  rows = [{"question": "who\u2028?", "prediction": "a\u0085b", "answer": ["x"], "read_from": 3, "byte_span": [0, 1],
-           "passages": [passage]}] * 4
+  rows = [
+    {
+      "question": "who\u2028?",
+      "prediction": "a\u0085b",
+      "answer": ["x"],
+      "read_from": 3,
+      "byte_span": [0, 1],
+      "passages": [passage],
+    }
+  ] * 4
   path = tmp_path / "p.jsonl"
   path.write_text("".join(map(json_lines.dumps, rows)), encoding="utf-8")
   assert [found["answer"] for found in pipeline._answers(str(path), 2)] == ["a\u0085b"] * 2
@@ -174,11 +199,19 @@ def test_the_client_uses_the_good_lines(tmp_path, capfd):
   path = tmp_path / "q.jsonl"
   path.write_bytes(b"\n".join(QUESTIONS))
   assert client.read_questions(str(path)) == [("a\u2028?", ["x"]), ("b?", [])]
-  assert capfd.readouterr().err.splitlines() == [f"{path}: 1 lines left out, {words}" for words in (
-    f"{json_lines.HALF_A_PAIR} (first: line 2)", "the line is not an object (first: line 4)",
-    "the question is empty (first: line 5)")]
+  assert capfd.readouterr().err.splitlines() == [
+    f"{path}: 1 lines left out, {words}"
+    for words in (
+      f"{json_lines.HALF_A_PAIR} (first: line 2)",
+      "the line is not an object (first: line 4)",
+      "the question is empty (first: line 5)",
+    )
+  ]
   path.write_text("[1]\n")
-  with pytest.raises(client.ClientError, match="has no question; wanted lines .*1 lines left out, the line is not an object"):
+  with pytest.raises(
+    client.ClientError,
+    match="has no question; wanted lines .*1 lines left out, the line is not an object",
+  ):
     client.read_questions(str(path))
 
 

@@ -12,8 +12,7 @@ import time
 
 import pytest
 
-from beam_jobs import corpus as corpus_module
-from beam_jobs import make_passages
+from beam_jobs import make_passages, sources
 from realm_tf import artifacts, passages
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -280,7 +279,7 @@ def test_a_vocabulary_without_room_is_explained(tmp_path):
 
 
 def test_lines_are_counted_over_chunks(made, tmp_path, monkeypatch):
-  monkeypatch.setattr(corpus_module, "_CHUNK_BYTES", 500)
+  monkeypatch.setattr(sources, "_CHUNK_BYTES", 500)
   rows = [json.dumps({"title": f"T{n}", "text": prose(2, seed=n)}) if n % 7 else "{" for n in range(60)]
   (tmp_path / "a.jsonl").write_text("\n\n".join(rows))
   make_passages.run(str(tmp_path / "a.jsonl"), str(tmp_path / "P"), vocab=str(made))
