@@ -7,6 +7,7 @@ can use it. Lines end at
 string.
 """
 
+import atexit
 import bz2
 import codecs
 import dataclasses
@@ -16,8 +17,9 @@ import io
 import json
 import lzma
 import re
+import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 BOM = codecs.BOM_UTF8
@@ -132,6 +134,17 @@ def reasons(bad: Iterable[Record]) -> list[str]:
     f"{len(records)} {records[0].unit}s left out, {reason} (first: {records[0].place})"
     for reason, records in found.items()
   ]
+
+
+def tell(path: str, bad: Sequence[Record], *, num_kept: int) -> None:
+  """Says on stderr what is left out of a file; again as the program's last line, if that is most."""
+  told = reasons(bad)
+  for reason in told:
+    print(f"{path}: {reason}", file=sys.stderr)
+  if len(bad) > num_kept:
+    total = len(bad) + num_kept
+    words = f"WARNING: {len(bad)} of {total} records of {path} were left out: {'; '.join(told)}"
+    atexit.register(lambda: print(words, file=sys.stderr, flush=True))
 
 
 def parse(raw: bytes) -> dict:

@@ -3,11 +3,9 @@
     python -m realm_tf.questions --input=questions.jsonl --train=train.jsonl --test=test.jsonl     # split by title
 """
 
-import atexit
 import dataclasses
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,18 +105,8 @@ def _read(path: str, parse, form: str) -> list[Question]:
     keys = next((f" The first object has the keys: {', '.join(record.row)}." for record in rejected if record.row), "")
     raise artifacts.UserError(
         f"{path!r} has no usable line; wanted lines of {form}. Got: {told}.{keys} realm_tf.prepare_questions reads published files.")
-  _tell(path, rejected, num_kept=len(rows))
+  json_lines.tell(path, rejected, num_kept=len(rows))
   return rows
-
-
-def _tell(path: str, rejected: Sequence[json_lines.Record], *, num_kept: int) -> None:
-  """Says on stderr what was left out; once more at the program's end, where it is seen, if that is most of a file."""
-  told = json_lines.reasons(rejected)
-  for reason in told:
-    print(f"{path}: {reason}", file=sys.stderr)
-  if len(rejected) > num_kept:
-    words = f"WARNING: {len(rejected)} of {len(rejected) + num_kept} records of {path} were left out: {'; '.join(told)}"
-    atexit.register(lambda: print(words, file=sys.stderr, flush=True))
 
 
 def packed_questions(questions: Sequence[Question], *, tokenizer: Tokenizer, length: int) -> np.ndarray:
@@ -170,7 +158,7 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
       else:
         bucket = int(hashlib.sha1(title.encode()).hexdigest(), 16) % 1000
         parts[test if bucket < 1000 * test_share else train].append(json_lines.dumps(record.row))
-  _tell(source, rejected, num_kept=sum(map(len, parts.values())))
+  json_lines.tell(source, rejected, num_kept=sum(map(len, parts.values())))
   for path, lines in parts.items():
     if not lines:
       raise artifacts.UserError(f"{source!r} has too few titles to split: nothing is left for {path!r}.")

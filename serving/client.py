@@ -342,11 +342,10 @@ def read_questions(path: str) -> list[tuple[str, list[str]]]:
           rows.append((question, [text for text in wanted if isinstance(text, str) and json_lines.is_writable(text)]))
   except OSError as error:
     raise ClientError(f"cannot read {path!r}: {error}") from error
-  told = json_lines.reasons(rejected)
   if not rows:
-    raise ClientError(f'{path!r} has no question; wanted lines of {{"question": str, ..}}. Got: {"; ".join(told) or "an empty file"}.')
-  for reason in told:
-    print(f"{path}: {reason}", file=sys.stderr)
+    told = "; ".join(json_lines.reasons(rejected)) or "an empty file"
+    raise ClientError(f'{path!r} has no question; wanted lines of {{"question": str, ..}}. Got: {told}.')
+  json_lines.tell(path, rejected, num_kept=len(rows))
   return rows
 
 

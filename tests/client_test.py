@@ -308,7 +308,7 @@ def test_waits_for_a_server_that_starts(service):
      ["model 'realm', label 'canary' refused the call", "INVALID_ARGUMENT: Unrecognized servable version label: canary"]),
     (["--questions=LONG"], ["too large", "--batch_size"]),
     (["--question=q", "--timeout_secs=0.3"], ["no answer within 0.3 s", "--timeout_secs"]),
-    (["--questions=BAD"], ["bad.jsonl, line 2: got '[1]', wanted {\"question\": str, ..}"]),
+    (["--questions=BAD"], ["bad.jsonl' has no question; wanted lines of {\"question\": str, ..}", "the line is not an object (first: line 1)"]),
     (["--questions=/nowhere.jsonl"], ["/nowhere.jsonl"]),
     (["--questions=BAD", "--question=q"], ["At most one of (question, questions, fill)"]),
     (["--output=x", "--question=q"], ["--output goes with --questions"]),
@@ -317,7 +317,7 @@ def test_waits_for_a_server_that_starts(service):
 def test_mistakes_end_with_a_clear_line(service, tmp_path, arguments, words):
   service, address = service
   service.sleep_secs = 2.0 if "--timeout_secs=0.3" in arguments else 0.0
-  (tmp_path / "bad.jsonl").write_text('{"question": "q"}\n[1]\n')
+  (tmp_path / "bad.jsonl").write_text("[1]\n")
   (tmp_path / "long.jsonl").write_text('{"question": "' + "q " * (1 << 20) + '"}\n')
   for name in ("bad", "long"):
     arguments = [argument.replace(name.upper(), str(tmp_path / f"{name}.jsonl")) for argument in arguments]
