@@ -315,7 +315,7 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
 
 def _told(info: dict) -> dict:
   """Prints the artifact's warnings, as the last line."""
-  if info["warnings"]:
+  if info.get("warnings"):
     print(f"make_passages: WARNING: {'; '.join(info['warnings'])}; all of it is in {REJECTED} and {artifacts.INFO}")
   return info
 
