@@ -1,289 +1,283 @@
-"""What a corpus is to `make_passages`: files of articles in any of a few formats, whole or broken, and their sentences."""
+"""The articles of a corpus, in any of a few formats, whole or broken, and their sentences."""
 
 import dataclasses
-import gzip
 import html
+import io
 import itertools
-import json
 import os
 import re
-import zlib
-from collections.abc import Iterable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
+from typing import BinaryIO
 
 import sentencex
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
-from realm_tf import artifacts
-from realm_tf.artifacts import gfile
+from beam_jobs import sources
+from realm_tf import json_lines
+from realm_tf.json_lines import BadRecord, Piece
 
-FORMATS = ("auto", "wikiextractor", "jsonl", "text")
-
-_CHUNK_BYTES = 4 << 20  # plain files are read in ranges of this size, in parallel
-_MAX_ARTICLE_BYTES = 2_000_000  # the longest Wikipedia article has well under half of this
-_GZIP_MAGIC = b"\x1f\x8b"
-_BOM = b"\xef\xbb\xbf"
+# the longest Wikipedia article has well under half of this; longer texts are read in parts
+_MAX_ARTICLE_BYTES = 2_000_000
 _DROPPED_TITLE = re.compile(r"(List|Index|Outline) of |.*\(disambiguation\)")
-_DOC_TITLE = re.compile(rb'<doc .*?\btitle="(.*)">\s*')
-_HEADING = re.compile(r"[^\s.!?]+( [^\s.!?]+){0,5}\.")  # WikiExtractor writes section titles as "Early life."
-
-
-class CorpusError(ValueError):
-  """A corpus that cannot be made into passages."""
+_EXTRACTED_URL = re.compile(r"\?curid=\d+$")  # WikiExtractor's, in every record that it writes
+_ATTRIBUTE = re.compile(r'([A-Za-z_:-]+)="')
+_LAST_ATTRIBUTE = re.compile(r'"\s+[A-Za-z_:-]+="[^"]*"$')
+_MAX_HEADER_CHARS = 4000  # a Wikipedia title has at most 255 bytes
+_HEADING = re.compile(
+  r"[^\s.!?]+( [^\s.!?]+){0,5}\."
+)  # WikiExtractor writes section titles as "Early life."
 
 
 class Rejected(Exception):
   """An article that is dropped; its text is the reason, as counted in info.json."""
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """One input file: what it holds, and a digest that tells whether it changed."""
-
-  path: str
-  format: str
-  gzipped: bool
-  size_bytes: int
-  digest: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-  """The articles of one file that begin in the byte range [start, end)."""
-
-  number: int
-  source: Source
-  start: int
-  end: float
-
-
-def find_sources(inputs: str, *, format: str) -> list[Source]:
-  """Looks at every input file.
-
-  Args:
-    inputs: files, folders (walked) and globs, separated by commas.
-    format: one of FORMATS; "auto" decides for each file by how it begins.
-
-  Returns:
-    Files in the order of their paths.
-
-  Raises:
-    CorpusError: an unknown format, a pattern that matches nothing, or only empty files.
-  """
-  if format not in FORMATS:
-    raise CorpusError(f"--format={format!r} is unknown; wanted one of {', '.join(FORMATS)}.")
-  paths = set()
-  for pattern in filter(None, inputs.split(",")):
-    found = [path for match in gfile.glob(pattern) for path in _walk(match)]
-    if not found:
-      raise CorpusError(f"--input {pattern!r} matches no file; wanted files, folders or globs, separated by commas.")
-    paths.update(found)
-  with futures.ThreadPoolExecutor() as pool:
-    sources = list(pool.map(lambda path: _look_at(path, format=format), sorted(paths)))
-  if not any(source.size_bytes for source in sources):
-    raise CorpusError(
-        f"--input {inputs!r} gives {len(sources)} files and all are empty; wanted articles ({', '.join(FORMATS[1:])}).")
-  return sources
-
-
-def _walk(path: str) -> list[str]:
-  if not gfile.isdir(path):
-    return [path]
-  return [os.path.join(folder, name) for folder, _, names in gfile.walk(path) for name in names if not name.startswith(".")]
-
-
-def _look_at(path: str, *, format: str) -> Source:
-  with _open(path) as file:
-    head = file.read(1 << 16)
-  gzipped = head.startswith(_GZIP_MAGIC)
-  if gzipped:
-    try:
-      head = zlib.decompressobj(wbits=31).decompress(head, 1 << 16)
-    except zlib.error:
-      head = b""  # read_articles rejects it
-  if format == "auto":
-    format = _guess_format(path, head.removeprefix(_BOM).lstrip())
-  return Source(path, format, gzipped, gfile.stat(path).length, artifacts.file_digest(path))
-
-
-def _guess_format(path: str, head: bytes) -> str:
-  if head.startswith(b"<doc "):
-    return "wikiextractor"
-  name = path.removesuffix(".gz")
-  return "jsonl" if re.match(rb'\{\s*"', head) or name.endswith((".jsonl", ".json")) else "text"
-
-
-def split_into_chunks(sources: Iterable[Source]) -> list[Chunk]:
-  """Ranges that can be read by themselves: gzip files and texts are one each."""
-  ranges = []
-  for source in sources:
-    if source.gzipped or source.format == "text":
-      ranges.append((source, 0, float("inf")))
-    else:
-      ranges.extend((source, start, start + _CHUNK_BYTES) for start in range(0, source.size_bytes, _CHUNK_BYTES))
-  return [Chunk(number, *chunk) for number, chunk in enumerate(ranges)]
-
-
-def _open(path: str):
-  return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-
-
-# ---------------------------------------------------------------------------------------------------------- articles
-
-
 @dataclasses.dataclass(frozen=True)
 class Article:
-  """One article as it stands in its file, or the reason why there is none.
+  """One article as it stands in its file, or a part of a very long one, or the reason why there is
+  none.
 
   Attributes:
-    at: byte offset in the (unzipped) file.
-    title, text: as written; empty where they could not be read.
+    at: byte offset in the (unpacked) file.
+    line: the line that it begins on, from 1, counted from its chunk's beginning.
+    title, text: as written; where it is rejected, the beginning of what was found.
     reason: why it is rejected, or empty.
+    why: the same for people, with what was found, or empty.
+    part: 0, or the number of a further part of the article before.
+    is_extracted: WikiExtractor made it, so that its rules hold: some titles are dropped, and a
+      title's own line.
   """
 
   at: int
+  line: int
   title: str
   text: str
   reason: str = ""
+  why: str = ""
+  part: int = 0
+  is_extracted: bool = False
 
 
-def read_articles(chunk: Chunk) -> Iterator[Article]:
-  """The articles of one chunk in order, the broken ones marked; never raises for what the file holds."""
-  source, at = chunk.source, 0
-  split, parse = _READERS[source.format]
-  with _open(source.path) as plain:
-    file = gzip.GzipFile(fileobj=plain) if source.gzipped else plain
-    try:
-      for at, raw in split(file, chunk):
-        yield _article(at, raw, parse, source.path)
-    except EOFError:
-      yield Article(at, "", "", "truncated_gzip")
-    except (zlib.error, gzip.BadGzipFile):
-      yield Article(at, "", "", "broken_gzip")
+@dataclasses.dataclass(frozen=True)
+class _Document:
+  title: str
+  text: str
+  is_extracted: bool = False
 
 
-def _article(at: int, raw: bytes, parse, path: str) -> Article:
+class Articles:
+  """The articles of one chunk in order, the broken ones marked; raises for nothing that the file
+  holds.
+
+  Attributes:
+    num_lines: how many lines begin in the chunk; known when the last article was read.
+  """
+
+  def __init__(self, chunk: sources.Chunk):
+    self._chunk, self._at, self.num_lines = chunk, 0, 0
+
+  def __iter__(self) -> Iterator[Article]:
+    source = self._chunk.source
+    if source.reason:
+      yield Article(0, 1, "", "", source.reason)
+      return
+    with sources.open_(source.path) as plain:
+      read = {
+        "wikiextractor": self._docs,
+        "jsonl": self._lines,
+        "json": self._values,
+        "text": self._text,
+      }[source.format]
+      try:
+        for article in read(plain if source.is_plain else json_lines.unpacked(plain)):
+          self._at = article.at
+          yield article
+      except json_lines.Unreadable as error:
+        yield Article(self._at, max(self.num_lines, 1), "", "", str(error))
+
+  def _lines(self, file: BinaryIO) -> Iterator[Article]:
+    for piece in json_lines.lines(file, self._chunk.start):
+      if piece.at >= self._chunk.end:
+        return
+      self.num_lines = piece.line
+      if piece.raw.strip():
+        yield from _articles(piece, _parse_json)
+
+  def _values(self, file: io.BufferedReader) -> Iterator[Article]:
+    for piece in json_lines.values(file):
+      self.num_lines = piece.line
+      yield from _articles(piece, _parse_json)
+
+  def _docs(self, file: BinaryIO) -> Iterator[Article]:
+    """A chunk owns all lines from the first `<doc` in its range to the first `<doc` after it."""
+    doc, size, owned = [], 0, self._chunk.start == 0
+    for piece in json_lines.lines(file, self._chunk.start, limit=_MAX_ARTICLE_BYTES):
+      begins = piece.raw.startswith(b"<doc ")
+      if begins and doc:
+        yield from _articles(_joined(doc), _parse_doc)
+      if piece.at < self._chunk.end:
+        self.num_lines = piece.line
+      elif begins:
+        return
+      if begins or not doc:
+        doc, size, owned = [], 0, owned or begins
+      if owned and (doc or piece.raw.strip()) and size <= _MAX_ARTICLE_BYTES:
+        doc.append(piece)
+        size += len(piece.raw)
+      if doc and piece.raw.startswith(b"</doc>"):
+        yield from _articles(_joined(doc), _parse_doc)
+        doc = []
+    if doc:
+      yield from _articles(_joined(doc), _parse_doc)
+
+  def _text(self, file: BinaryIO) -> Iterator[Article]:
+    """The whole file is one article, titled by the file's name."""
+    title = os.path.splitext(sources.PACKED.sub("", os.path.basename(self._chunk.source.path)))[0]
+    at, self.num_lines = 0, 1
+    for part, raw in enumerate(_parts(file)):
+      place = {"at": at, "line": self.num_lines, "part": part}
+      at, self.num_lines = at + len(raw), self.num_lines + raw.count(b"\n")
+      try:
+        text = raw.removeprefix(b"" if part else json_lines.BOM).decode().strip()
+        reason = "binary_file" if sources.is_binary(raw) else ""
+      except UnicodeDecodeError:
+        text, reason = json_lines.shown(raw), "bad_utf8"
+      yield Article(title=" ".join(title.split()), text=text, reason=reason, **place)
+
+
+def _joined(doc: list[Piece]) -> Piece:
+  return doc[0]._replace(raw=b"".join(piece.raw for piece in doc))
+
+
+def _articles(piece: Piece, parse) -> Iterator[Article]:
+  """The article that a record holds, in parts where it is very long."""
   try:
-    if len(raw) > _MAX_ARTICLE_BYTES:
-      raise Rejected("too_long")
-    title, text = (html.unescape(part).strip() for part in parse(raw, path))
-    (title + text).encode()  # a lone surrogate, which JSON can spell, cannot be written
-    return Article(at, " ".join(title.split()), text)
-  except UnicodeError:
-    reason = "bad_utf8"
-  except Rejected as rejected:
-    reason = str(rejected)
-  return Article(at, "", raw[:1000].decode(errors="replace"), reason)
+    document = parse(piece.raw)
+    if not json_lines.is_writable(document.title + document.text):
+      raise BadRecord("bad_utf8", json_lines.HALF_A_PAIR)
+  except BadRecord as error:
+    yield Article(piece.at, piece.line, "", json_lines.shown(piece.raw), error.code, str(error))
+    return
+  title, text = " ".join(document.title.split()), document.text.strip()
+  for part, raw in enumerate(_parts(io.BytesIO(text.encode()))):
+    yield Article(
+      piece.at, piece.line, title, raw.decode(), part=part, is_extracted=document.is_extracted
+    )
 
 
-def _lines(file, start: int) -> Iterator[tuple[int, bytes]]:
-  """(offset, line) of the lines that begin at `start` or later; a line that is too long for an article is cut."""
-  limit = _MAX_ARTICLE_BYTES + 1
-  at = max(start - 1, 0)
-  file.seek(at)
-  begins = start == 0  # otherwise the first piece is the end of the line before
-  while line := file.readline(limit):
-    if begins:
-      yield at, line.removeprefix(_BOM) if at == 0 else line
-    at += len(line)
-    begins = line.endswith(b"\n")
+def _parts(file: BinaryIO) -> Iterator[bytes]:
+  """A text in parts of at most _MAX_ARTICLE_BYTES that end with a line, else with a sentence, a
+  word, a character.
+  """
+  data, more = b"", None
+  while more != b"":
+    try:
+      more = file.read(_MAX_ARTICLE_BYTES)
+    except json_lines.Unreadable:
+      if data:
+        yield data
+      raise
+    data += more
+    while len(data) > _MAX_ARTICLE_BYTES:
+      end = _end_of_part(data)
+      yield data[:end]
+      data = data[end:]
+  yield data
 
 
-def _split_lines(file, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
-  for at, line in _lines(file, chunk.start):
-    if at >= chunk.end:
-      return
-    if line.strip():
-      yield at, line
+def _end_of_part(data: bytes) -> int:
+  for mark in (b"\n", b". ", b" "):
+    if (found := data.rfind(mark, _MAX_ARTICLE_BYTES // 2, _MAX_ARTICLE_BYTES)) >= 0:
+      return found + len(mark)
+  end = _MAX_ARTICLE_BYTES
+  while end > 1 and data[end] & 0xC0 == 0x80:  # inside a character
+    end -= 1
+  return end
 
 
-def _split_docs(file, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
-  """A chunk owns all lines from the first `<doc` in its range to the first `<doc` after it."""
-  at, size, doc, owned = 0, 0, [], chunk.start == 0
-  for offset, line in _lines(file, chunk.start):
-    begins = line.startswith(b"<doc ")
-    if begins and doc:
-      yield at, b"".join(doc)
-    if begins and offset >= chunk.end:
-      return
-    if begins or not doc:
-      at, size, doc, owned = offset, 0, [], owned or begins
-    if owned and (doc or line.strip()) and size <= _MAX_ARTICLE_BYTES:
-      doc.append(line)
-      size += len(line)
-    if doc and line.startswith(b"</doc>"):
-      yield at, b"".join(doc)
-      doc = []
-  if doc:
-    yield at, b"".join(doc)
-
-
-def _split_nothing(file, chunk: Chunk) -> Iterator[tuple[int, bytes]]:
-  """The whole file is one article."""
-  del chunk
-  yield 0, file.read(_MAX_ARTICLE_BYTES + 1).removeprefix(_BOM)
-
-
-def _parse_doc(raw: bytes, path: str) -> tuple[str, str]:
+def _parse_doc(raw: bytes) -> _Document:
   """WikiExtractor's `<doc id=".." url=".." title="..">`, the text, `</doc>`."""
-  del path
+  if len(raw) > _MAX_ARTICLE_BYTES:
+    raise BadRecord("too_long", f"it is longer than {_MAX_ARTICLE_BYTES:,} bytes")
   header, _, rest = raw.partition(b"\n")
   if not header.startswith(b"<doc "):
-    raise Rejected("outside_doc")
-  title, (body, closed, _) = _DOC_TITLE.fullmatch(header), rest.rpartition(b"</doc>")
+    raise BadRecord("outside_doc", "it stands outside of <doc>")
+  body, closed, _ = rest.rpartition(b"</doc>")
   if not closed:
-    raise Rejected("unclosed_doc")
-  if not title:
-    raise Rejected("bad_record")
-  return title[1].decode(), body.decode()
-
-
-def _parse_json(raw: bytes, path: str) -> tuple[str, str]:
-  """`{"title": str, "text": str}`, which is also what `WikiExtractor --json` writes."""
-  del path
-  line = raw.decode()
+    raise BadRecord("unclosed_doc", "</doc> is missing")
   try:
-    record = json.loads(line)
-  except (ValueError, RecursionError):
-    raise Rejected("bad_json") from None
-  if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("title", "text")):
-    raise Rejected("bad_record")
-  return record["title"], record["text"]
+    return _extracted(_title_of(header.decode()), body.decode())
+  except UnicodeDecodeError:
+    raise BadRecord("bad_utf8", "it is not UTF-8") from None
 
 
-def _parse_text(raw: bytes, path: str) -> tuple[str, str]:
-  """A plain text, titled by its file's name."""
-  return os.path.splitext(os.path.basename(path).removesuffix(".gz"))[0], raw.decode()
+def _extracted(title: str, text: str) -> _Document:
+  """WikiExtractor writes &, < and > as entities."""
+  return _Document(html.unescape(title), html.unescape(text), is_extracted=True)
 
 
-_READERS = {"wikiextractor": (_split_docs, _parse_doc), "jsonl": (_split_lines, _parse_json), "text": (_split_nothing, _parse_text)}
+def _title_of(header: str) -> str:
+  """The title in `<doc id=".." title="..">`, whatever attributes stand around it; quotes inside it
+  are not escaped.
+
+  Raises:
+    BadRecord: there is none.
+  """
+  rest = header.strip().removeprefix("<doc ").removesuffix(">").strip()
+  while (attribute := _ATTRIBUTE.match(rest)) and attribute[1] != "title":
+    rest = rest[attribute.end() :].partition('"')[2].lstrip()
+  if not attribute or not rest.endswith('"') or len(header) > _MAX_HEADER_CHARS:
+    raise BadRecord("bad_record", "<doc> has no title")
+  rest = rest[attribute.end() :]
+  while after := _LAST_ATTRIBUTE.search(rest):
+    rest = rest[: after.start() + 1]
+  return rest[:-1]
+
+
+def _parse_json(raw: bytes) -> _Document:
+  """`{"title": str, "text": str}`, which is also what `WikiExtractor --json` writes."""
+  record = json_lines.parse(raw)
+  title, text = record.get("title"), record.get("text")
+  if not isinstance(title, str) or not isinstance(text, str):
+    found = ", ".join(
+      f"{name}: {type(value).__name__}" for name, value in itertools.islice(record.items(), 10)
+    )
+    raise BadRecord("bad_record", f"wanted title and text, both text; found {found or 'nothing'}")
+  if isinstance(url := record.get("url"), str) and _EXTRACTED_URL.search(url):
+    if len(raw) > _MAX_ARTICLE_BYTES:
+      raise BadRecord("too_long", f"it is longer than {_MAX_ARTICLE_BYTES:,} bytes")
+    return _extracted(title, text)
+  return _Document(title, text)
 
 
 def sentences_of(article: Article) -> list[str]:
   """Whole sentences of an article, each with single spaces.
 
-  A section title ("Early life.") is put before the first sentence under it: alone it would say nothing as a query.
+  A section title ("Early life.") is put before the first sentence under it: alone it would say
+  nothing as a query.
 
   Raises:
     Rejected: the article is broken, of a kind that holds no prose, or a title alone.
   """
   if article.reason:
     raise Rejected(article.reason)
-  if _DROPPED_TITLE.match(article.title):
+  if article.is_extracted and _DROPPED_TITLE.match(article.title):
     raise Rejected("dropped_title")
   lines = [line for line in (" ".join(line.split()) for line in article.text.splitlines()) if line]
-  if lines and lines[0] == article.title:
+  if (
+    not article.part
+    and lines
+    and lines[0] == article.title
+    and (article.is_extracted or len(lines) > 1)
+  ):
     lines.pop(0)
   sentences, heading = [], ""
   for line, after in itertools.zip_longest(lines, lines[1:], fillvalue=""):
     if after and _HEADING.fullmatch(line) and not _HEADING.fullmatch(after):
       heading = f"{line} "
     else:
-      sentences.extend(sentence.strip() for sentence in sentencex.segment("en", heading + line) if sentence.strip())
+      sentences.extend(
+        sentence.strip() for sentence in sentencex.segment("en", heading + line) if sentence.strip()
+      )
       heading = ""
   if not sentences:
     raise Rejected("empty")

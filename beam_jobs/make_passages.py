@@ -12,43 +12,77 @@ import bisect
 import collections
 import dataclasses
 import itertools
-import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import apache_beam as beam
 from absl import flags
 
-from beam_jobs import corpus, pipelines
-from beam_jobs.corpus import Article, Chunk, CorpusError
-from realm_tf import artifacts, ownership, passages, paths, tokenization, vocabularies
+from beam_jobs import blocking, corpus, pipelines, rejections, sources
+from beam_jobs.corpus import Article
+from beam_jobs.sources import Chunk, CorpusError
+from realm_tf import (
+    artifacts, json_lines, ownership, passages, paths, tokenization, vocabularies)
 from realm_tf.characters import WordRules
 from realm_tf.vocabularies import Vocabulary
 
 REJECTED = "rejected.jsonl"
+DUPLICATE = "duplicate"
+_MOST_UNKNOWN = 0.01  # share of word pieces that are [UNK] above which people are told
 _VOCABULARY_CHARS = 40_000_000  # what a vocabulary is learned from, spread evenly over the corpus
-_BATCH_ARTICLES, _BATCH_PASSAGES = 64, 256  # per call of the tokenizer
+_LONG_WORD = re.compile(r"(\S{1000})")  # to learn from it whole would take hours
+_MAX_PIECE_BYTES = 256  # the tokenizer takes no longer word piece
+_BATCH_ARTICLES, _BATCH_CHARS, _BATCH_PASSAGES = 64, 4_000_000, 256  # per call of the tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+  """What was found in one chunk.
+
+  Attributes:
+    chunk, file: which.
+    num_articles, num_blocks: kept.
+    num_lines: how many lines begin in it.
+    counts: of blocking.Blocker.
+    first: for each of these counts the first article, as a row of rejected.jsonl.
+  """
+
+  chunk: int
+  file: str
+  num_articles: int
+  num_blocks: int
+  num_lines: int
+  counts: Mapping[str, int]
+  first: Mapping[str, dict]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Where each chunk's blocks go.
+  """Where each chunk's blocks go, and what was found in all of them.
 
   Attributes:
     first: chunk -> number of its first passage.
     duplicates: chunk -> its blocks (ascending places in the chunk) that stood earlier in the corpus.
+    lines_before: chunk -> lines of its file before it.
     num_articles, num_passages: of the whole corpus.
+    kept: file -> articles that were kept.
+    counts, examples: of all tallies.
   """
 
   first: dict[int, int]
   duplicates: dict[int, list[int]]
+  lines_before: dict[int, int]
   num_articles: int
   num_passages: int
+  kept: dict[str, int]
+  counts: dict[str, int]
+  examples: dict[str, dict]
 
 
 class ReadBlocks(beam.DoFn):
-  """Chunk -> batches (chunk, file, place of the first block in the chunk, [(title, sentences)]); tags "tally", "rejected"."""
+  """Chunk -> batches (chunk, file, place of the first block, [(title, sentences, line)]); tags "tally", "rejected"."""
 
   def __init__(self, folder: str, *, rules: WordRules, max_tokens: int):
     self._folder, self._rules, self._max_tokens = folder, rules, max_tokens
@@ -58,44 +92,41 @@ class ReadBlocks(beam.DoFn):
 
   def process(self, chunk: Chunk):
     num_articles = num_blocks = 0
-    articles = corpus.read_articles(chunk)
-    while batch := list(itertools.islice(articles, _BATCH_ARTICLES)):
-      kept, rejected = self._split(batch)
-      for article, reason in rejected:
-        row = {"reason": reason, "file": chunk.source.path, "at": article.at,
-               "title": article.title[:200], "text": article.text[:200]}
-        yield beam.pvalue.TaggedOutput("rejected", ((chunk.number, article.at), row))
-      blocks = [(article.title, block) for article, sentence_blocks in kept for block in sentence_blocks]
-      yield chunk.number, chunk.source.path, num_blocks, blocks
-      num_articles += len(kept)
+    articles, file = corpus.Articles(chunk), chunk.source.path
+    blocker = blocking.Blocker(self._tokenizer, max_tokens=self._max_tokens)
+    for batch in _batches(articles):
+      blocks = []
+      for number, found in enumerate(blocker(batch)):
+        if found.reason:
+          row = {"reason": found.reason, **rejections.row(found.article, file)}
+          yield beam.pvalue.TaggedOutput("rejected", ((chunk.number, found.article.at, number), row))
+        else:
+          num_articles += not found.article.part
+          blocks += [(found.title, block, found.article.line) for block in found.blocks]
+      yield chunk.number, file, num_blocks, blocks
       num_blocks += len(blocks)
-    yield beam.pvalue.TaggedOutput("tally", (chunk.number, num_articles, num_blocks))
+    first = {what: {**rejections.row(article, file), "text": text} for what, (article, text) in blocker.first.items()}
+    yield beam.pvalue.TaggedOutput(
+        "tally", Tally(chunk.number, file, num_articles, num_blocks, articles.num_lines, dict(blocker.counts), first))
 
-  def _split(self, articles: Sequence[Article]):
-    """Articles -> ([(article, blocks)], [(article, reason of rejection)])."""
-    split, rejected = [], []
-    for article in articles:
-      try:
-        split.append((article, corpus.sentences_of(article)))
-      except corpus.Rejected as reason:
-        rejected.append((article, str(reason)))
-    title_tokens = self._tokenizer.lengths([article.title for article, _ in split])
-    lengths = iter(self._tokenizer.lengths([sentence for _, sentences in split for sentence in sentences]))
-    kept = []
-    for (article, sentences), size in zip(split, title_tokens):
-      blocks = passages.block_sentences(
-          sentences, list(itertools.islice(lengths, len(sentences))), title_tokens=size, max_tokens=self._max_tokens)
-      if size > self._max_tokens // 2:
-        rejected.append((article, "title_too_long"))
-      else:
-        kept.append((article, blocks))
-    return kept, rejected
+
+def _batches(articles: Iterable[Article]) -> Iterator[list[Article]]:
+  """A batch holds one very long article, or many short ones."""
+  batch, size = [], 0
+  for article in articles:
+    batch.append(article)
+    size += len(article.text)
+    if len(batch) == _BATCH_ARTICLES or size > _BATCH_CHARS:
+      yield batch
+      batch, size = [], 0
+  if batch:
+    yield batch
 
 
 def uids_of(batch) -> Iterator[tuple[str, tuple[int, int]]]:
   """(uid, (chunk, place)) of each block."""
   chunk, _, first, blocks = batch
-  for place, (title, sentences) in enumerate(blocks, first):
+  for place, (title, sentences, _) in enumerate(blocks, first):
     yield passages.uid_of(title, " ".join(sentences)), (chunk, place)
 
 
@@ -104,16 +135,24 @@ def all_but_first(uid_and_places) -> list[tuple[int, int]]:
   return sorted(uid_and_places[1])[1:]
 
 
-def make_plan(_, tallies: Iterable, duplicates: Iterable) -> Plan:
+def make_plan(_, tallies: Iterable[Tally], duplicates: Iterable) -> Plan:
   dropped = collections.defaultdict(list)
   for chunk, place in sorted(duplicates):
     dropped[chunk].append(place)
-  first, num_articles, num_passages = {}, 0, 0
-  for chunk, articles, blocks in sorted(tallies):
-    first[chunk] = num_passages
-    num_articles += articles
-    num_passages += blocks - len(dropped.get(chunk, ()))
-  return Plan(first, dict(dropped), num_articles, num_passages)
+  first, lines_before, num_passages = {}, {}, 0
+  kept, lines, counts, examples = collections.Counter(), collections.Counter(), collections.Counter(), {}
+  tallies = sorted(tallies, key=lambda tally: tally.chunk)
+  for tally in tallies:
+    first[tally.chunk], lines_before[tally.chunk] = num_passages, lines[tally.file]
+    num_passages += tally.num_blocks - len(dropped.get(tally.chunk, ()))
+    for what, row in tally.first.items():
+      examples.setdefault(what, {**row, "line": row["line"] + lines[tally.file]})
+    kept[tally.file] += tally.num_articles
+    lines[tally.file] += tally.num_lines
+    counts.update(tally.counts)
+  return Plan(
+      first, dict(dropped), lines_before, num_articles=sum(kept.values()), num_passages=num_passages, kept=dict(kept),
+      counts=dict(counts), examples=examples)
 
 
 def number_blocks(batch, plan: Plan, *, passages_per_shard: int):
@@ -121,10 +160,11 @@ def number_blocks(batch, plan: Plan, *, passages_per_shard: int):
   chunk, file, first, blocks = batch
   duplicates = plan.duplicates.get(chunk, [])
   shards = collections.defaultdict(list)
-  for place, (title, sentences) in enumerate(blocks, first):
+  for place, (title, sentences, line) in enumerate(blocks, first):
     before = bisect.bisect_left(duplicates, place)
     if before < len(duplicates) and duplicates[before] == place:
-      row = {"reason": "duplicate", "file": file, "title": title, "text": " ".join(sentences)[:200]}
+      row = {"reason": DUPLICATE, "file": file, "line": line, "title": title,
+             "text": " ".join(sentences)[:json_lines.SHOWN_CHARS]}
       yield beam.pvalue.TaggedOutput("rejected", ((chunk, float("inf"), place), row))
     else:
       number = plan.first[chunk] + place - before
@@ -158,14 +198,34 @@ class WriteShard(beam.DoFn):
 def finish(publication: artifacts.Publication, plan: Plan, read: Iterable, repeated: Iterable, digests: Iterable, *,
            details: Mapping) -> None:
   """Writes what was rejected, and publishes the passages, if there are any."""
-  rows = [row for _, row in sorted([*read, *repeated], key=lambda item: item[0])]
+  rows = [{**row, "line": row["line"] + plan.lines_before[key[0]]}
+          for key, row in sorted([*read, *repeated], key=lambda item: item[0])]
   if artifacts.gfile.exists(publication.path):
-    artifacts.write_text(os.path.join(publication.path, REJECTED), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    artifacts.write_text(os.path.join(publication.path, REJECTED), "".join(map(json_lines.dumps, rows)))
   if plan.num_passages:
-    publication.finish(
-        {"passages": plan.num_passages, "articles": plan.num_articles,
-         "dropped": dict(sorted(collections.Counter(row["reason"] for row in rows).items()))},
-        content=artifacts.fingerprint_of(sorted(digests)), details=details)
+    dropped = collections.Counter(row["reason"] for row in rows)
+    counts = {"passages": plan.num_passages, "articles": plan.num_articles, "dropped": dict(sorted(dropped.items())), **plan.counts}
+    examples = {**rejections.first_by_reason(rows), **plan.examples}
+    publication.finish(counts, content=artifacts.fingerprint_of(sorted(digests)), details={
+        **details, "first_of_each": examples, "warnings": list(_warnings(plan, rows))})
+
+
+def _warnings(plan: Plan, rows: Sequence[Mapping]) -> Iterator[str]:
+  """What must not be overlooked: poor files, titles that were cut, words that the vocabulary does not know."""
+  lost = [row for row in rows if row["reason"] != DUPLICATE]
+  rejected = collections.Counter(row["file"] for row in lost)
+  poor = {file for file, num in rejected.items() if num > plan.kept.get(file, 0)}
+  if poor:
+    reasons = rejections.reasons([row for row in lost if row["file"] in poor])
+    yield f"most is rejected of {len(poor)} of {len(plan.kept)} files: {reasons}"
+  if plan.counts[blocking.CUT_TITLES] > plan.num_articles / 2:
+    first = rejections.place(plan.examples[blocking.CUT_TITLES])
+    yield f"most titles are too long and were cut, first {first}"
+  share = plan.counts[blocking.UNKNOWN] / max(plan.counts[blocking.WORD_PIECES], 1)
+  if share > _MOST_UNKNOWN:
+    first = rejections.place(plan.examples[blocking.UNKNOWN])
+    yield (f"{share:.1%} of all word pieces are {tokenization.UNK}, words that the vocabulary does not know, "
+           f"first {first}")
 
 
 def build(root: beam.Pipeline, chunks: Sequence[Chunk], publication: artifacts.Publication, *, details: Mapping, rules: WordRules,
@@ -197,9 +257,9 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   """Makes a passages folder, unless it is there and was made from just this.
 
   Args:
-    inputs: files, folders and globs, separated by commas.
+    inputs: a path, or files, folders and globs separated by commas.
     output: the folder to write.
-    format: one of corpus.FORMATS.
+    format: one of sources.FORMATS.
     vocab: a vocab.txt or a folder that holds one; None learns one from the corpus.
     vocab_input: further files, as `inputs`, for learning the vocabulary only.
     vocab_size: most word pieces of a learned vocabulary.
@@ -221,24 +281,28 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
   reads = [path for given in (inputs, vocab_input) for part in paths.split(given) for path in paths.matching(part)]
   reads += [vocab] if vocab else []
   ownership.check_apart(output, reads)
-  sources = corpus.find_sources(inputs, format=format)
-  also = corpus.find_sources(vocab_input, format=format) if vocab_input and not vocab else []
+  files = sources.find_sources(inputs, format=format)
+  also = sources.find_sources(vocab_input, format=format) if vocab_input and not vocab else []
+  unread = [{"reason": file.reason, "file": file.path, "line": 1, "title": "", "text": ""} for file in also if file.reason]
+  if unread:
+    raise CorpusError(f"--vocab_input {vocab_input!r} has files that cannot be read: {rejections.reasons(unread)}; {sources.WANTED}.")
   given = vocabularies.read(vocab).with_case(lower_case) if vocab else None
   rules = given.rules if given else WordRules.for_case(lower_case is not False)
+  learned = f"learned, at most {vocab_size}" + (f", with {_fingerprint(also)}" if also else "")
   config = {
-      "corpus": _fingerprint(sources),
-      "vocab": given.fingerprint if given else f"learned, at most {vocab_size}" + (f", with {_fingerprint(also)}" if also else ""),
+      "corpus": _fingerprint(files), "vocab": given.fingerprint if given else learned,
       "tokenizer": dataclasses.asdict(rules), "max_tokens": max_tokens, "passages_per_shard": passages_per_shard}
   if artifacts.is_current(output, kind=passages.KIND, config=config, inputs={}):
     print(f"make_passages: {output} is already made from just this corpus.")
-    return artifacts.read_info(output)
+    return _told(artifacts.read_info(output))
   started = time.time()
-  print(f"make_passages: reading {len(sources)} files, {sum(s.size_bytes for s in sources) / 1e6:.1f} MB")
+  print(f"make_passages: reading {len(files)} files, {sum(file.size_bytes for file in files) / 1e6:.1f} MB")
   publication = artifacts.begin(output, kind=passages.KIND, config=config, inputs={}, reads=reads)
   with pipelines.removed_on_failure(publication.path):
-    chunks = corpus.split_into_chunks(sources)
+    chunks = sources.split_into_chunks(files)
     tokenizer = _write_vocabulary(
-        publication.path, chunks + corpus.split_into_chunks(also), given=given, size=vocab_size, rules=rules)
+        publication.path, chunks + sources.split_into_chunks(also), inputs=inputs, given=given,
+        size=vocab_size, rules=rules)
     details = {**tokenizer.details, "input": inputs}
     with pipelines.pipeline(beam_args) as root:
       build(root, chunks, publication, details=details, rules=rules, max_tokens=max_tokens,
@@ -247,23 +311,43 @@ def run(inputs: str, output: str, *, format: str = "auto", vocab: str | None = N
       print(f"make_passages: submitted; its last step publishes {output}.")
       return {}
     if artifacts.gfile.exists(publication.path):
-      rows = [json.loads(line) for line in artifacts.read_text(os.path.join(publication.path, REJECTED)).splitlines()]
-      dropped = dict(collections.Counter(row["reason"] for row in rows))
-      raise CorpusError(f"--input {inputs!r} gives no passage; dropped {dropped}, the first of them {rows[:1]}.")
+      with artifacts.gfile.GFile(os.path.join(publication.path, REJECTED), "rb") as file:
+        raise rejections.nothing(inputs, [record.row for record in json_lines.read(file)])
   info, secs = artifacts.read_info(output), time.time() - started
   counts = info["counts"]
   print(f"make_passages: {counts['passages']} passages of {counts['articles']} articles in {secs:.0f} s "
-        f"({counts['passages'] / secs:.0f}/s); dropped {counts['dropped']}; {output}")
+        f"({counts['passages'] / secs:.0f}/s); dropped {counts['dropped']}; split {counts[blocking.SPLIT]} sentences, cut "
+        f"{counts[blocking.CUT_TITLES]} titles; {output}")
+  return _told(info)
+
+
+def _told(info: dict) -> dict:
+  """Prints the artifact's warnings, as the last line."""
+  if info.get("warnings"):
+    print(f"make_passages: WARNING: {'; '.join(info['warnings'])}; all of it is in {REJECTED} and {artifacts.INFO}")
   return info
 
 
-def _fingerprint(sources: Sequence[corpus.Source]) -> str:
-  return artifacts.fingerprint_of([(os.path.basename(s.path), s.format, s.size_bytes, s.digest) for s in sources])
+def _fingerprint(files: Sequence[sources.Source]) -> str:
+  return artifacts.fingerprint_of([(os.path.basename(file.path), file.format, file.size_bytes, file.digest) for file in files])
 
 
 def _write_vocabulary(
-    folder: str, chunks: Sequence[Chunk], *, given: Vocabulary | None, size: int, rules: WordRules) -> tokenization.Tokenizer:
-  vocabularies.write(folder, given.pieces if given else tokenization.train_vocabulary(_sample(chunks), size=size, rules=rules))
+    folder: str, chunks: Sequence[Chunk], *, inputs: str, given: Vocabulary | None, size: int,
+    rules: WordRules) -> tokenization.Tokenizer:
+  if given:
+    pieces = given.pieces
+  else:
+    sample = [text for text in _sample(chunks) if text.strip()]
+    if not sample:
+      raise rejections.nothing(inputs, list(_rejected(chunks)))
+    learned = tokenization.train_vocabulary(sample, size=size, rules=rules)
+    pieces = [piece for piece in learned if len(piece.removeprefix("##").encode()) <= _MAX_PIECE_BYTES]
+    if not set(pieces) - set(tokenization.SPECIAL):
+      raise CorpusError(
+          f"no word piece can be learned with --vocab_size={size} from texts like {sample[0].strip()[:60]!r}; wanted letters, and room "
+          "for them.")
+  vocabularies.write(folder, pieces)
   return tokenization.Tokenizer(folder, rules)
 
 
@@ -271,12 +355,23 @@ def _sample(chunks: Sequence[Chunk]) -> Iterator[str]:
   """The same number of characters from the beginning of every chunk."""
   for chunk in chunks:
     left = _VOCABULARY_CHARS // len(chunks)
-    for article in corpus.read_articles(chunk):
+    for article in corpus.Articles(chunk):
       if left <= 0:
         break
       if not article.reason:
-        yield f"{article.title}\n{article.text}"[:left]
+        yield _LONG_WORD.sub(r"\1 ", f"{article.title}\n{article.text}"[:left])
         left -= len(article.title) + len(article.text)
+
+
+def _rejected(chunks: Sequence[Chunk]) -> Iterator[dict]:
+  """Rows about the articles of chunks that hold no usable one."""
+  lines = collections.Counter()
+  for chunk in chunks:
+    articles, file = corpus.Articles(chunk), chunk.source.path
+    for article in articles:
+      row = rejections.row(article, file)
+      yield {**row, "reason": article.reason or "empty", "line": row["line"] + lines[file]}
+    lines[file] += articles.num_lines
 
 
 def main(argv: Sequence[str]) -> None:
@@ -289,7 +384,7 @@ def main(argv: Sequence[str]) -> None:
 if __name__ == "__main__":
   flags.DEFINE_string("input", None, "Files, folders and globs, separated by commas.", required=True)
   flags.DEFINE_string("output", None, "The passages folder to write.", required=True)
-  flags.DEFINE_enum("format", "auto", corpus.FORMATS, "What the files hold; auto decides for each file.")
+  flags.DEFINE_enum("format", "auto", sources.FORMATS, "What the files hold; auto decides for each file.")
   flags.DEFINE_string("vocab", None, "A vocab.txt, or a folder that holds one; without it one is learned from the corpus.")
   flags.DEFINE_string("vocab_input", "", "Further files that a vocabulary is learned from, besides --input.")
   flags.DEFINE_integer("vocab_size", 30_522, "Most word pieces of a learned vocabulary.")

@@ -27,7 +27,13 @@ import tabulate
 import tensorflow as tf
 from absl import app, flags
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc, predict_pb2
+from tensorflow_serving.apis import (
+  get_model_status_pb2,
+  model_service_pb2_grpc,
+  predict_pb2,
+)
+
+from realm_tf import json_lines
 
 MODEL = "load"
 INPUT = "question"
@@ -72,9 +78,11 @@ def _is_serving(channel: grpc.Channel) -> bool:
 def requests_of(path: str) -> list[bytes]:
   """A Predict request for each question of a file, as bytes: what a client spends must not count."""
   requests = []
-  for line in pathlib.Path(path).read_text().splitlines():
+  with open(path, "rb") as file:
+    texts = [record.row["question"] for record in json_lines.read(file) if isinstance((record.row or {}).get("question"), str)]
+  for text in texts:
     request = predict_pb2.PredictRequest(model_spec={"name": MODEL})
-    request.inputs[INPUT].CopyFrom(tf.make_tensor_proto([json.loads(line)["question"]]))
+    request.inputs[INPUT].CopyFrom(tf.make_tensor_proto([text]))
     requests.append(request.SerializeToString())
   if not requests:
     sys.exit(f"{path}: no questions.")

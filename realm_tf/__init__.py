@@ -20,4 +20,11 @@ def _import_keras_alone() -> None:
     del sys.modules[name]
 
 
-_import_keras_alone()
+def _is_for_client() -> bool:
+  """Whether serving.client, which starts at once because it needs no Keras, is what imports this package."""
+  program = getattr(sys.modules["__main__"], "__spec__", None)
+  return "serving.client" in sys.modules or (program is not None and program.name == "serving.client")
+
+
+if not _is_for_client():
+  _import_keras_alone()

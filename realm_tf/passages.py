@@ -14,7 +14,7 @@ from realm_tf.tokenization import Tokenizer
 
 KIND = "passages"
 _OPTIONS = tf.io.TFRecordOptions(compression_type="GZIP")
-_SPECIAL_TOKENS = 3  # [CLS] title [SEP] text [SEP]
+SPECIAL_TOKENS = 3  # [CLS] title [SEP] text [SEP]
 _ROWS_AT_ONCE = 4096  # records
 
 
@@ -69,12 +69,12 @@ def block_sentences(sentences: Sequence[str], lengths: Sequence[int], *, title_t
     lengths: word pieces of each.
     title_tokens: word pieces of the title.
     max_tokens: most word pieces of `[CLS] title [SEP] text [SEP]`; a sentence longer than the room left becomes a block of
-      its own, and is truncated when packed.
+      its own that is too long: split such sentences before.
 
   Returns:
     Lists of sentences, no overlap, none lost.
   """
-  room = max_tokens - title_tokens - _SPECIAL_TOKENS
+  room = max_tokens - title_tokens - SPECIAL_TOKENS
   blocks, used = [], room + 1
   for sentence, length in zip(sentences, lengths, strict=True):
     if used + length > room:

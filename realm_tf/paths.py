@@ -80,7 +80,7 @@ def listed(folder: str, pattern: str) -> list[str]:
 
 def split(text: str) -> list[str]:
   """Paths and patterns that are separated by commas; a comma in a name that exists is its own."""
-  if exists(text):
+  if _is_there(text):
     return [text]
   parts, found = text.split(","), []
   while parts:
@@ -92,17 +92,42 @@ def split(text: str) -> list[str]:
 
 
 def matching(path: str) -> list[str]:
-  """The path itself if it exists, otherwise what it matches as a pattern with `*`, `?`, `[..]`."""
-  if not path or exists(path):
+  """The path itself if it exists, otherwise what it matches as a pattern.
+
+  `*`, `?` and `[..]` stand for letters of a name, `**` for any number of folders. As in a shell, they
+  match no name that begins with a dot, unless the pattern does too. A link that leads nowhere exists.
+  """
+  if not path or _is_there(path):
     return [path] if path else []
   folder, pattern = os.path.split(path)
   if not pattern or not _MAGIC.search(path):
     return []
+  parents = matching(folder) if folder else [""]
+  if pattern == "**":
+    return [below for parent in parents for below in _folders(parent)]
   match = re.compile(fnmatch.translate(pattern)).fullmatch
-  found = []
-  for parent in matching(folder) if folder else [""]:
-    if is_folder(parent or "."):
-      found += [os.path.join(parent, name) for name in names(parent or ".") if match(name)]
+  return [
+    os.path.join(parent, name)
+    for parent in parents
+    if is_folder(parent or ".")
+    for name in names(parent or ".")
+    if match(name) and (pattern.startswith(".") or not name.startswith("."))
+  ]
+
+
+def _is_there(path: str) -> bool:
+  return gfile.exists(path) if is_remote(path) else os.path.lexists(path)
+
+
+def _folders(parent: str) -> list[str]:
+  """A folder and all folders below it, but for hidden ones; no link is followed."""
+  if not is_folder(parent or "."):
+    return []
+  found = [parent]
+  for name in names(parent or "."):
+    below = os.path.join(parent, name)
+    if is_folder(below) and not name.startswith(".") and not os.path.islink(below):
+      found += _folders(below)
   return found
 
 

@@ -26,7 +26,8 @@ import tabulate
 from absl import flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, ownership, paths, plots, progress, settings, stages
+from realm_tf import (
+    artifacts, json_lines, ownership, paths, plots, progress, settings, stages)
 from realm_tf.stages import PORT, Stage
 
 STATE = "pipeline.json"
@@ -328,7 +329,8 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
 
 def _answers(path: str, count: int) -> list[dict]:
   """Some predictions, spread evenly over the file, good or bad."""
-  rows = [json.loads(line) for line in artifacts.read_text(path).splitlines()]
+  with artifacts.gfile.GFile(path, "rb") as file:
+    rows = [record.row for record in json_lines.read(file) if record.row]
   found = []
   for row in rows[len(rows) // (2 * max(count, 1))::max(1, len(rows) // max(count, 1))][:count]:
     numbers = [passage["number"] for passage in row["passages"]]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from realm_tf import artifacts
+from realm_tf import artifacts, json_lines
 
 METRICS = "metrics.jsonl"
 
@@ -44,11 +44,12 @@ def read_metrics(workdir: str) -> list[dict]:
   if not artifacts.gfile.exists(path):
     return []
   rows = []
-  for line in artifacts.read_text(path).splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
+  with artifacts.gfile.GFile(path, "rb") as file:
+    for line in json_lines.lines(json_lines.unpacked(file)):
+      try:
+        rows.append(json.loads(line.raw))  # not json_lines.parse: a metric may be NaN
+      except ValueError:
+        break
   return rows
 
 

@@ -5,16 +5,14 @@
 
 import dataclasses
 import hashlib
-import json
 import os
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-from realm_tf import artifacts, examples, metrics, ownership, settings
+from realm_tf import artifacts, examples, json_lines, metrics, ownership, settings
 from realm_tf.passages import Ragged
 from realm_tf.tokenization import Tokenizer
 
@@ -37,7 +35,9 @@ class Question:
 
 
 def read_questions(path: str, *, need_answers: bool = True) -> list[Question]:
-  """Reads `{"question": str, "answer": [str, ..]}` lines; bad lines are counted by reason on stderr and left out.
+  """Reads `{"question": str, "answer": [str, ..]}` records; bad ones are counted by reason on stderr and left out.
+
+  They are lines, an array or objects after each other, as `json_lines.read` takes them.
 
   With `"regex": true` on a line, its answers are regular expressions.
 
@@ -53,6 +53,8 @@ def read_questions(path: str, *, need_answers: bool = True) -> list[Question]:
       return "the question is empty"
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
       return "the answer is not a list of text"
+    if not all(map(json_lines.is_writable, [text, *answers])):
+      return json_lines.HALF_A_PAIR
     if not isinstance(regex, bool):
       return "regex is neither true nor false"
     answers = [answer for answer in answers if answer.strip()]
@@ -78,6 +80,8 @@ def read_clozes(path: str) -> list[Question]:
       return "text, span or answer is missing"
     if not all(isinstance(at, int) for at in span) or not all(isinstance(answer, str) for answer in answers):
       return "the span is not two integers, or the answer not a list of text"
+    if not all(map(json_lines.is_writable, [text, *answers])):
+      return json_lines.HALF_A_PAIR
     if not 0 <= span[0] < span[1] <= len(text):
       return "the span is not inside the text"
     return Question(text, answers, tuple(len(text[:at].encode()) for at in span))
@@ -88,24 +92,20 @@ def read_clozes(path: str) -> list[Question]:
 def _read(path: str, parse, form: str) -> list[Question]:
   if not artifacts.gfile.exists(path):
     raise artifacts.UserError(f"no file {path!r}; wanted lines of {form}.")
-  rows, reasons = [], {}
+  rows, rejected = [], []
   with artifacts.gfile.GFile(path, "rb") as file:
-    for number, line in enumerate(file, 1):
-      if not line.strip():
-        continue
-      try:
-        row = json.loads(line.decode())
-        parsed = parse(row) if isinstance(row, dict) else "the line is not an object"
-      except ValueError:
-        parsed = "the line is not JSON in UTF-8"
+    for record in json_lines.read(file):
+      parsed = record.reason or parse(record.row)
       if isinstance(parsed, str):
-        reasons.setdefault(parsed, []).append(number)
+        rejected.append(dataclasses.replace(record, reason=parsed))
       else:
         rows.append(parsed)
-  for reason, numbers in reasons.items():
-    print(f"{path}: {len(numbers)} lines left out, {reason} (first: line {numbers[0]})", file=sys.stderr)
   if not rows:
-    raise artifacts.UserError(f"{path!r} has no usable line; wanted lines of {form}.")
+    told = "; ".join(json_lines.reasons(rejected)) or "an empty file"
+    keys = next((f" The first object has the keys: {', '.join(record.row)}." for record in rejected if record.row), "")
+    raise artifacts.UserError(
+        f"{path!r} has no usable line; wanted lines of {form}. Got: {told}.{keys} realm_tf.prepare_questions reads published files.")
+  json_lines.tell(path, rejected, num_kept=len(rows))
   return rows
 
 
@@ -134,33 +134,39 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
   """Splits questions so that no title has questions in both parts; the choice hangs on the title alone.
 
   Args:
-    source: lines of `{"question", "answer", "title", ...}`.
-    train, test: files to write, lines as they were.
+    source: records of `{"question", "answer", "title", ...}`.
+    train, test: files to write.
     test_share: share of the titles in the test part.
 
   Returns:
     Number of questions by part.
 
   Raises:
-    UserError: a line without a title, a part without questions, or a part that would be written over the source.
+    UserError: an object without a title, a part without questions, or a part that would be written
+      over the source.
   """
   for path in (train, test):
     ownership.check_apart(path, [source])
-  parts = {train: [], test: []}
-  for number, line in enumerate(artifacts.read_text(source).splitlines(), 1):
-    try:
-      title = json.loads(line)["title"]
-    except (ValueError, TypeError, KeyError):
-      title = None
-    if not isinstance(title, str):
-      raise artifacts.UserError(f"{source}:{number} has no title; wanted {{\"question\", \"answer\", \"title\"}} on every line.")
-    bucket = int(hashlib.sha1(title.encode()).hexdigest(), 16) % 1000
-    parts[test if bucket < 1000 * test_share else train].append(line)
+  parts, rejected = {train: [], test: []}, []
+  with artifacts.gfile.GFile(source, "rb") as file:
+    for record in json_lines.read(file):
+      title = record.row and record.row.get("title")
+      if record.row is None:
+        rejected.append(record)
+      elif not isinstance(title, str):
+        raise artifacts.UserError(
+            f'{source}:{record.number} has no title; wanted {{"question", "answer", "title"}} on every line.')
+      elif not json_lines.is_writable(title):
+        rejected.append(dataclasses.replace(record, reason=json_lines.HALF_A_PAIR))
+      else:
+        bucket = int(hashlib.sha1(title.encode()).hexdigest(), 16) % 1000
+        parts[test if bucket < 1000 * test_share else train].append(json_lines.dumps(record.row))
+  json_lines.tell(source, rejected, num_kept=sum(map(len, parts.values())))
   for path, lines in parts.items():
     if not lines:
       raise artifacts.UserError(f"{source!r} has too few titles to split: nothing is left for {path!r}.")
     artifacts.gfile.makedirs(os.path.dirname(path) or ".")
-    artifacts.write_text(path, "\n".join(lines) + "\n")
+    artifacts.write_text(path, "".join(lines))
   return {path: len(lines) for path, lines in parts.items()}
 
 

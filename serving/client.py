@@ -26,6 +26,7 @@ import grpc
 import numpy as np
 from absl import app, flags
 
+from realm_tf import json_lines
 from serving import predict_protocol, signatures
 
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -430,29 +431,37 @@ def text_page(*, num_passages: int) -> TextPage:
 
 
 def read_questions(path: str) -> list[tuple[str, list[str]]]:
-  """(question, acceptable answers) of each line of a file.
+  """(question, acceptable answers) of each record of a file; bad ones are counted by reason on stderr and left out.
 
   Raises:
-    ClientError: no such file, or a line that holds no question.
+    ClientError: no such file, or no question in it.
   """
+  rows, rejected = [], []
   try:
-    with open(path, encoding="utf-8") as file:
-      lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
-  except (OSError, UnicodeDecodeError) as error:
+    with open(path, "rb") as file:
+      for record in json_lines.read(file):
+        question, wanted = (record.row or {}).get("question"), (record.row or {}).get("answer", [])
+        reason = record.reason or _reason_against(question)
+        if reason:
+          rejected.append(dataclasses.replace(record, reason=reason))
+        else:
+          wanted = [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else []
+          rows.append((question, [text for text in wanted if isinstance(text, str) and json_lines.is_writable(text)]))
+  except OSError as error:
     raise ClientError(f"cannot read {path!r}: {error}") from error
-  rows = []
-  for number, line in lines:
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      row = None
-    question, wanted = (row.get("question"), row.get("answer", [])) if isinstance(row, dict) else (None, [])
-    if not isinstance(question, str) or not question.strip():
-      raise ClientError(f'{path}, line {number}: got {line.strip()[:80]!r}, wanted {{"question": str, ..}}.')
-    rows.append((question, [wanted] if isinstance(wanted, str) else wanted))
   if not rows:
-    raise ClientError(f'{path!r} is empty; wanted lines of {{"question": str, ..}}.')
+    told = "; ".join(json_lines.reasons(rejected)) or "an empty file"
+    raise ClientError(f'{path!r} has no question; wanted lines of {{"question": str, ..}}. Got: {told}.')
+  json_lines.tell(path, rejected, num_kept=len(rows))
   return rows
+
+
+def _reason_against(question) -> str:
+  if not isinstance(question, str):
+    return "the question is not text"
+  if not question.strip():
+    return "the question is empty"
+  return "" if json_lines.is_writable(question) else json_lines.HALF_A_PAIR
 
 
 def answer_all(client: Client, rows: Sequence[tuple[str, list[str]]], *, batch_size: int) -> Iterator[tuple[Answers, list[str]]]:

@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import sys
 
 import pytest
 
@@ -13,9 +14,11 @@ PACKAGES = ("realm_tf", "beam_jobs", "serving", "configs", "quickstart_corpus", 
 ALLOWED = {
     "errors": "",
     "paths": "",
+    "json_lines": "",
     "ownership": "errors paths",
     "artifacts": "errors ownership paths",
-    "progress": "artifacts",
+    "input_files": "artifacts paths",
+    "progress": "artifacts json_lines",
     "salient_spans": "",
     "characters": "",
     "vocabularies": "artifacts characters",
@@ -47,9 +50,9 @@ ALLOWED = {
     "bm25": "characters passages retrieval",
     "settings": "artifacts devices examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
     "block_records": "artifacts checkpoints settings",
-    "questions": "artifacts metrics ownership passages examples settings tokenization",
+    "questions": "artifacts json_lines metrics ownership passages examples settings tokenization",
     "qa_examples": "answering examples index metrics passages progress questions models.span_reader",
-    "prepare_questions": "artifacts metrics ownership paths progress settings",
+    "prepare_questions": "artifacts input_files json_lines metrics ownership progress questions settings",
     "training": "artifacts ownership snapshots progress",
     "stages": "artifacts",
     "conll": "artifacts paths",
@@ -131,11 +134,11 @@ def test_packages_keep_apart(package, others):
     assert not got & others, f"{package}/{name}.py imports {got & others}"
 
 
-def test_client_imports_signatures_only():
+def test_client_imports_no_tensorflow():
   client = sources("serving").get("client")
   if client is None:
     pytest.skip("serving/client.py is not there yet")
-  assert own_imports(client, modules()) <= {"serving.signatures", "serving.predict_protocol"}
+  assert own_imports(client, modules()) <= {"serving.signatures", "serving.predict_protocol", "realm_tf.json_lines"}
 
 
 def test_no_cycles_in_what_is_imported():
@@ -164,6 +167,11 @@ def test_models_and_losses_run_on_any_backend():
                "models.ict", "models.realm"):
     got = {module.split(".")[0] for module in imported(sources("realm_tf")[name])}
     assert "tensorflow" not in got and "tensorflow_text" not in got, name
+
+
+def test_json_lines_is_standard_library():
+  outside = {module.split(".")[0] for module in imported(sources("realm_tf")["json_lines"])} - sys.stdlib_module_names
+  assert not outside, "the client starts at once, without TensorFlow"
 
 
 def test_metrics_and_salient_spans_are_plain_python():

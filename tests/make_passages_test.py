@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from beam_jobs import make_passages
+from beam_jobs import make_passages, sources
 from realm_tf import artifacts, passages
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -43,13 +43,13 @@ def write_corpus(folder: pathlib.Path) -> None:
       + "text outside any article\n"
       + '<doc id="2" url="u" title="Cut off">\nCut off\n\nThis article never ends.\n'
       + '<doc id="3">\nno title\n</doc>\n'
-      + doc("Long", prose(60))).encode() + b'<doc id="4" url="u" title="Bytes">\nBroken \xff\xfe bytes.\n</doc>\n')
+      + doc("5 MB", "x" * 5_000_000) + doc("Long", prose(60))).encode() + b'<doc id="4" url="u" title="Bytes">\nBroken \xff\xfe bytes.\n</doc>\n')
   records = [
       json.dumps({"title": "Röntgen", "text": "Röntgen, of Germany, won it. He was born in 1845."}),
       json.dumps({"title": "Röntgen", "text": "Röntgen, of Germany, won it.  He was born in 1845."}),  # the same passage
       '{"title": "Broken", "text": ', '["no", "object"]', '{"title": "No text"}', '{"title": "Number", "text": 3}',
       '{"title": "Surrogate", "text": "half a pair \\ud800 here"}', '{"title": "Title alone", "text": "Title alone"}',
-      json.dumps({"title": "5 MB", "text": "x" * 5_000_000}), json.dumps({"title": "word " * 400, "text": "A long title."}),
+      json.dumps({"title": "word " * 400, "text": "A long title."}),
       json.dumps({"title": "Last", "text": "The last line has no line end."})]
   (folder / "b.jsonl").write_text("\n".join(records))
   (folder / "c_text.txt").write_text("\ufeffA plain text is one article.\n\nIts title is the file's name.")
@@ -96,16 +96,20 @@ def rejected(folder: pathlib.Path) -> list[dict]:
 
 
 def test_counts_and_reasons(made):
-  counts = artifacts.read_info(str(made))["counts"]
+  info = artifacts.read_info(str(made))
+  counts = info["counts"]
   print(counts)
   assert counts["dropped"] == {
-      "bad_json": 1, "bad_record": 4, "bad_utf8": 2, "broken_gzip": 1, "dropped_title": 2, "duplicate": 1, "empty": 3,
-      "outside_doc": 1, "title_too_long": 1, "too_long": 1, "truncated_gzip": 1, "unclosed_doc": 1}
+      "bad_json": 1, "bad_record": 4, "bad_utf8": 2, "broken_gzip": 1, "dropped_title": 2, "duplicate": 1, "empty": 2,
+      "outside_doc": 1, "too_long": 1, "truncated_gzip": 1, "unclosed_doc": 1}
   rows = rejected(made)
   assert len(rows) == sum(counts["dropped"].values())
   assert all(row["file"] and len(row["text"]) <= 200 for row in rows)
   (duplicate,) = [row for row in rows if row["reason"] == "duplicate"]
-  assert (duplicate["title"], os.path.basename(duplicate["file"])) == ("Röntgen", "b.jsonl")
+  assert (duplicate["title"], os.path.basename(duplicate["file"]), duplicate["line"]) == ("Röntgen", "b.jsonl", 2)
+  assert counts["cut_titles"] == 1 and info["first_of_each"]["cut_titles"]["text"].startswith("word word")
+  lines = [row["line"] for row in rows if row["file"].endswith("b.jsonl") and row["reason"] != "duplicate"]
+  assert lines == [3, 4, 5, 6, 7], "each line that was rejected is named"
 
 
 def test_passages_are_as_written(made, corpus):
@@ -214,6 +218,76 @@ def test_killed_job_leaves_nothing_that_looks_complete(made, corpus, tmp_path):
     passages.load(str(tmp_path / "P"))
   assert run_command(*arguments).returncode == 0
   assert files_of(tmp_path / "P") == files_of(made)
+
+
+# -------------------------------------------------------------------------------------------- nothing is lost in silence
+
+
+def last_line(result: subprocess.CompletedProcess) -> str:
+  return (result.stdout if result.returncode == 0 else result.stderr).strip().splitlines()[-1]
+
+
+def test_the_last_line_tells_what_was_lost(made, tmp_path):
+  folder = tmp_path / "docs [v2], mine"
+  folder.mkdir()
+  (folder / "a.json").write_text(json.dumps([{"title": f"Mill {n}", "text": prose(3, seed=n)} for n in range(3)], indent=2))
+  (folder / "b.jsonl").write_text('{"title": "Good", "text": "It is used."}\n{"body": 1}\n\n{"body": "two"}\n')
+  (folder / "c.tar").write_bytes(b"a.txt".ljust(257, b"\0") + b"ustar" + bytes(250))
+  (folder / "talk.txt").write_text(" ".join(f"{word} then said {n}" for n, word in enumerate(WORDS * 20)) + " \u0e01\u0e02 \u0e03" * 30)
+  result = run_command(f"--input={folder}", f"--output={tmp_path}/P", f"--vocab={made}", "--max_tokens=64")
+  assert result.returncode == 0, result.stderr[-2000:]
+  info = artifacts.read_info(f"{tmp_path}/P")
+  counts = info["counts"]
+  assert (counts["articles"], counts["dropped"], counts["split_sentences"], counts["cut_titles"]) == (
+      5, {"bad_record": 2, "tar_file": 1}, 1, 0)
+  share = counts["unknown_word_pieces"] / counts["word_pieces"]
+  assert share > 0.01
+  assert last_line(result) == (
+      f"make_passages: WARNING: most is rejected of 2 of 4 files: 2 bad_record, first {folder}/b.jsonl:2 ('wanted title and text, "
+      f"both text; found body: int'); 1 tar_file, first {folder}/c.tar:1; {share:.1%} of all word pieces are [UNK], words that the "
+      f"vocabulary does not know, first {folder}/talk.txt:1 ('\u0e01\u0e02'); all of it is in rejected.jsonl and info.json")
+  assert [(os.path.basename(row["file"]), row["line"]) for row in rejected(tmp_path / "P")] == [("b.jsonl", 2), ("b.jsonl", 4), ("c.tar", 1)]
+  table = passages.load(f"{tmp_path}/P")
+  talk = " ".join(text for title, text in zip(table.titles, table.texts) if title == "talk")
+  assert talk == " ".join((folder / "talk.txt").read_text().split()), "no word is lost"
+  assert max(len(table.title_ids[i]) + len(table.text_ids[i]) + 3 for i in range(len(table))) <= 64
+  for i, text in enumerate(table.texts):
+    sentences = passages.sentences_of(text, table.sentence_starts[i], table.sentence_ends[i])
+    assert " ".join(sentences) == text, "offsets of the parts"
+
+
+@pytest.mark.parametrize("files, words", [
+    ({"a.jsonl": b'{"body": "x"}\n{"title": \n', "b.zip": b"PK\x03\x04..."},
+     "gives no passage: 1 bad_record, first .*a.jsonl:1 .*found body: str.*; 1 bad_json, first .*a.jsonl:2 .*; 1 zip_file, first .*b.zip:1; "
+     "wanted lines or lists of"),
+    ({"a.txt": "caf\u00e9".encode("latin-1")}, "gives no passage: 1 bad_utf8, first .*a.txt:1"),
+    ({"a.json": b'[{"title": "", "text": ""}]'}, "gives no passage: 1 empty, first .*a.json:1"),
+])
+def test_nothing_usable_fails_with_the_reasons(files, words, tmp_path):
+  (tmp_path / "in").mkdir()
+  for name, data in files.items():
+    (tmp_path / "in" / name).write_bytes(data)
+  with pytest.raises(artifacts.UserError, match=words) as caught:
+    make_passages.run(str(tmp_path / "in"), str(tmp_path / "P"), vocab_size=100)
+  assert "\n" not in str(caught.value) and sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+def test_a_vocabulary_without_room_is_explained(tmp_path):
+  (tmp_path / "a.txt").write_text(prose(3))
+  with pytest.raises(artifacts.UserError, match="no word piece can be learned with --vocab_size=6"):
+    make_passages.run(str(tmp_path / "a.txt"), str(tmp_path / "P"), vocab_size=6)
+
+
+def test_lines_are_counted_over_chunks(made, tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, "_CHUNK_BYTES", 500)
+  rows = [json.dumps({"title": f"T{n}", "text": prose(2, seed=n)}) if n % 7 else "{" for n in range(60)]
+  (tmp_path / "a.jsonl").write_text("\n\n".join(rows))
+  make_passages.run(str(tmp_path / "a.jsonl"), str(tmp_path / "P"), vocab=str(made))
+  assert [row["line"] for row in rejected(tmp_path / "P")] == [2 * n + 1 for n in range(0, 60, 7)]
+  docs = [doc(f"T{n}", prose(1, seed=n) if n % 7 else "") for n in range(60)]
+  (tmp_path / "wiki").write_text("".join(docs))
+  make_passages.run(str(tmp_path / "wiki"), str(tmp_path / "W"), vocab=str(made))
+  assert [row["line"] for row in rejected(tmp_path / "W")] == [6 * n + 1 for n in range(0, 60, 7)]
 
 
 @pytest.mark.skipif(not WIKIPEDIA.exists(), reason=f"{WIKIPEDIA} is not on this machine")

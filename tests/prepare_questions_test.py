@@ -168,6 +168,69 @@ def test_plain_lines_and_lists(name, tmp_path):
   assert prepared(name, write(tmp_path / "m.json", listed, mode="pretty"), tmp_path / "M") == wanted
 
 
+def test_hugging_faces_layouts(tmp_path):
+  squad = [{"id": str(n), "title": "Mill", "context": "c", "question": f"q{n}", "answers": {"text": answers, "answer_start": [0] * len(answers)}}
+           for n, answers in enumerate((["Ada", "Ada", "Bob"], [], ["Ost"]))]
+  wanted = [{"question": "q0", "answer": ["Ada", "Bob"], "title": "Mill"}, {"question": "q2", "answer": ["Ost"], "title": "Mill"}]
+  assert prepared("squad", write(tmp_path / "s.jsonl", *squad), tmp_path / "S") == wanted
+  assert prepared("squad", write(tmp_path / "s.json", {"version": "2", "data": squad}, mode="pretty"), tmp_path / "S2") == wanted
+
+  def natural(text: str, *annotators) -> dict:
+    short = [{"start_token": [start for start, _, _ in answers], "end_token": [end for _, end, _ in answers],
+              "start_byte": [0] * len(answers), "end_byte": [0] * len(answers), "text": [said for _, _, said in answers]}
+             for answers in annotators]
+    return {"id": "1", "document": {"title": "X", "tokens": {"token": ["a"], "is_html": [False]}},
+            "question": {"text": text, "tokens": text.split()}, "long_answer_candidates": {"start_token": [1]},
+            "annotations": {"id": ["7"] * len(short), "long_answer": [{"start_token": 1}] * len(short), "short_answers": short,
+                            "yes_no_answer": [-1] * len(short)}}
+
+  rows = [natural("q0", [(0, 1, "Ada")], [], [(2, 4, "the Ost"), (5, 11, "six tokens are far too many")]), natural("q1", []),
+          natural("q2", [(0, 6, "six tokens")])]
+  listed = natural("q3", [(0, 1, "x")])
+  answers = listed["annotations"]["short_answers"][0]
+  listed["annotations"] = [{"short_answers": [dict(zip(answers, values)) for values in zip(*answers.values())]}]
+  assert prepared("nq", write(tmp_path / "n.jsonl.gz", *rows, listed), tmp_path / "N") == [
+      {"question": "q0", "answer": ["Ada", "the Ost"]}, {"question": "q3", "answer": ["x"]}]
+  assert [row["reason"] for row in read(tmp_path / "N", "rejected.train")] == [
+      "there is no short answer", "every short answer has over 5 tokens"]
+
+
+def test_dprs_lists(tmp_path):
+  rows = [{"dataset": "nq_train", "question": "q0", "answers": ["Ada"], "positive_ctxs": [{"title": "t", "text": "x"}]}]
+  assert prepared("nq", write(tmp_path / "d.json", rows, mode="pretty"), tmp_path / "D") == [{"question": "q0", "answer": ["Ada"]}]
+  path = tmp_path / "nq-test.csv"
+  path.write_text('who was it\t[\'Ada\', "Ada\'s"]\n"who said ""no"""\t"[""Bob""]"\nbroken\t[1\nbroken\t__import__("os")\n')
+  assert prepared("nq", str(path), tmp_path / "E") == [
+      {"question": "who said \"no\"", "answer": ["Bob"]}, {"question": "who was it", "answer": ["Ada", "Ada's"]}]
+  assert len(read(tmp_path / "E", "rejected.train")) == 2
+
+
+@pytest.mark.parametrize("value, words", [
+    ({"Data": [{"Question": "q", "Answer": {"Value": "x"}}], "Domain": "Web"}, "there is no question among its keys: Question, Answer"),
+    ([{"question": "q", "answer": {"value": "x", "aliases": ["x"]}}], "the answer is an object with the keys value, aliases"),
+    ([{"id": 1, "question": "q", "choices": ["x"]}], "there is no answer among its keys: id, question, choices"),
+    ([{"question": ["q"], "answers": ["x"]}], "the question is empty, or not text"),
+    ({"data": [{"title": "t", "paragraphs": [{"context": "c"}]}]}, "there is no question among its keys: paragraphs"),
+])
+def test_other_shapes_get_a_line_that_says_what_is_wanted(value, words, tmp_path):
+  for name in ("nq", "squad"):
+    with pytest.raises(artifacts.UserError, match=words) as caught:
+      prepare_questions.prepare(name, write(tmp_path / "t.json", value, mode="pretty"), str(tmp_path / "Q"))
+    assert 'lines or a list of {"question": str, "answer": [str, ..]}' in str(caught.value)
+    assert f"first: record 1 of {tmp_path}/t.json" in str(caught.value)
+
+
+def test_bad_records_cost_themselves_and_can_be_written(tmp_path):
+  path = tmp_path / "q[1].jsonl"
+  path.write_bytes(b"\n".join([
+      b'{"question": "half \\ud800", "answer": ["a"]}', b'{"question": "n", "answer": [NaN]}', b'{"question": "\xff", "answer": ["a"]}',
+      b'{"question": "x", "n": ' + b"[" * 3000 + b"]" * 3000 + b"}", b"3", '{"question": "good\u2028", "answer": ["a"]}'.encode()]))
+  table = prepare_questions.prepare("nq", str(path), str(tmp_path / "Q"), split="test")
+  assert read(tmp_path / "Q", "test") == [{"question": "good\u2028", "answer": ["a"]}]
+  assert [row["record"] for row in read(tmp_path / "Q", "rejected.test")] == [1, 2, 3, 4, 5]
+  assert table.splitlines()[-1].startswith("WARNING: 5 of 6 records were rejected: ") and f"first: record 1 of {path}" in table
+
+
 # ------------------------------------------------------------------------------------------------- split, counts, words
 
 
@@ -203,8 +266,8 @@ def test_command_reports_counts(tmp_path):
   done = run("--dataset=nq", f"--input={tmp_path}/none*", f"--output={tmp_path}/R")
   print(done.stderr[-300:])
   assert done.returncode == 1 and "UserError: no file" in done.stderr and "Traceback" not in done.stderr
-  for name, value, words in (("webquestions", [1, 2], "has no usable question of webquestions: a field is missing or of another kind"),
-                             ("squad", {"a": 1}, "begins like JSON and is not: there is no list in it")):
+  for name, value, words in (("webquestions", [1, 2], "has no usable question of webquestions: the line is not an object"),
+                             ("squad", {"a": 1}, "has no usable question of squad: there is no question among its keys: a")):
     with pytest.raises(artifacts.UserError, match=words):
       prepare_questions.prepare(name, write(tmp_path / f"{name}.json", value, mode="pretty"), str(tmp_path / "R"))
 

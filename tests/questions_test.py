@@ -1,6 +1,9 @@
 """Whatever people put into a file of questions: counted, told, and never fatal while one line is usable."""
 
+import gzip
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from realm_tf import artifacts, bm25, finetune, passages, questions, retrieval
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.questions import Question
 from realm_tf.tokenization import Tokenizer
+from tests.processes import REPOSITORY
 
 LONG = "where is the long question about Armos? " * 250  # 10,000 characters
 
@@ -54,6 +58,35 @@ def test_bad_lines_are_counted_by_reason(tmp_path, capfd):
       "2 lines left out, the line is not an object (first: line 9)",
       "3 lines left out, there is no answer (first: line 11)",
       "3 lines left out, the answer is not a list of text (first: line 14)")]
+
+
+def test_odd_separators_encodings_and_arrays(tmp_path, capfd):
+  rows = [{"question": f"what is{mark}{n}", "answer": [f"a{mark}b"], "title": f"t{n % 9}"}
+          for n, mark in enumerate("\u2028\u2029\u0085\x0b\x0c\x1c\x1d\x1e" * 5)]
+  lines = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+  wanted = [Question(row["question"], row["answer"]) for row in rows]
+  for name, data in (("bom", lines.encode("utf-8-sig")), ("utf16", lines.encode("utf-16")), ("gz", gzip.compress(lines.encode())),
+                     ("array", json.dumps(rows, indent=1).encode())):
+    (tmp_path / name).write_bytes(data)
+    assert questions.read_questions(str(tmp_path / name)) == wanted, name
+    parts = [str(tmp_path / part) for part in ("train.jsonl", "test.jsonl")]
+    assert sum(questions.split_by_title(str(tmp_path / name), train=parts[0], test=parts[1], test_share=0.5).values()) == len(rows)
+    assert sorted(q.text for part in parts for q in questions.read_questions(part)) == sorted(row["question"] for row in rows)
+  assert not capfd.readouterr().err
+
+
+def test_bad_lines_cost_themselves_and_the_last_line_says_so(tmp_path):
+  path = write(
+      tmp_path / "q.jsonl", b'{"question": "half \\ud800", "answer": ["a"]}', b'{"question": "n", "answer": ["\\udc00"]}',
+      b'{"question": NaN, "answer": ["a"]}', b'{"question": "a", "question": "b", "answer": ["a"]}',
+      b'{"question": "x", "answer": ["a"], "n": ' + b"1" * 5000 + b"}", b'{"question": "x", "n": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+      {"question": "good", "answer": ["a"], "title": "t"})
+  code = f"from realm_tf import questions; print(len(questions.read_questions({path!r})), 'questions'); print('done')"
+  done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+  assert done.stdout == "1 questions\ndone\n" and "Traceback" not in done.stderr
+  lines = done.stderr.strip().splitlines()
+  assert lines[0] == f"{path}: 2 lines left out, a text in the line is half of a surrogate pair (\\ud800) (first: line 1)"
+  assert len(lines) == 6 and lines[-1].startswith(f"WARNING: 6 of 7 records of {path} were left out: 2 lines left out, a text")
 
 
 def test_answers_may_be_expressions(tmp_path, capfd):
