@@ -16,7 +16,7 @@ import tensorflow_text as tf_text
 
 from realm_tf import characters, vocabularies
 from realm_tf.characters import WordRules
-from realm_tf.vocabularies import (  # noqa: F401: the names that go with a tokenizer
+from realm_tf.vocabularies import (  # noqa: F401
   MASK,
   SPECIAL,
   UNK,
