@@ -1,7 +1,9 @@
-"""Characters as BERT's basic tokenizer sees them: what is left out, what parts words, what is a word of its own, how letters are spelt.
+"""Characters as BERT's basic tokenizer sees them.
 
-The rules are those of google-research/bert `tokenization.py` and of Hugging Face's BertNormalizer and BertPreTokenizer. The same rules
-learn a vocabulary, tokenise with it, and split Chinese for BM25 and for the recall metric.
+It says what is left out, what parts words, what is a word of its own, and how letters are spelt.
+The rules are those of google-research/bert `tokenization.py` and of Hugging Face's BertNormalizer
+and BertPreTokenizer. The same rules learn a vocabulary, tokenise with it, and split Chinese for BM25
+and for the recall metric.
 """
 
 import dataclasses
@@ -13,12 +15,31 @@ import unicodedata
 
 import numpy as np
 
-_IDEOGRAPHS = (range(0x3400, 0x4dc0), range(0x4e00, 0xa000), range(0x20000, 0x2a6e0), range(0x2a700, 0x2ceb0))
-_COMPATIBILITY_IDEOGRAPHS = (range(0xf900, 0xfb00), range(0x2f800, 0x2fa20))  # those have decompositions
-_UNSPACED = (range(0xe00, 0xf00), range(0x1000, 0x10a0), range(0x1780, 0x1800), range(0x3040, 0x3100), range(0x31f0, 0x3200))
-CJK = "".join(f"{chr(block[0])}-{chr(block[-1])}" for block in (*_IDEOGRAPHS, *_COMPATIBILITY_IDEOGRAPHS))  # for a regex
+_IDEOGRAPHS = (
+  range(0x3400, 0x4DC0),
+  range(0x4E00, 0xA000),
+  range(0x20000, 0x2A6E0),
+  range(0x2A700, 0x2CEB0),
+)
+_COMPATIBILITY_IDEOGRAPHS = (
+  range(0xF900, 0xFB00),
+  range(0x2F800, 0x2FA20),
+)  # those have decompositions
+_UNSPACED = (
+  range(0xE00, 0xF00),
+  range(0x1000, 0x10A0),
+  range(0x1780, 0x1800),
+  range(0x3040, 0x3100),
+  range(0x31F0, 0x3200),
+)
+CJK = "".join(
+  f"{chr(block[0])}-{chr(block[-1])}" for block in (*_IDEOGRAPHS, *_COMPATIBILITY_IDEOGRAPHS)
+)  # for a regex
 _CJK_PUNCTUATION = "".join(
-    chr(code) for code in (*range(0x3000, 0x3100), *range(0xff00, 0xff66)) if unicodedata.category(chr(code))[0] == "P")
+  chr(code)
+  for code in (*range(0x3000, 0x3100), *range(0xFF00, 0xFF66))
+  if unicodedata.category(chr(code))[0] == "P"
+)
 _STANDS_ALONE = re.compile(f"([{CJK}{_CJK_PUNCTUATION}])")
 
 LETTER, ALONE, SPACE, MARK, DROPPED = range(5)
@@ -31,12 +52,12 @@ def is_cjk(character: str) -> bool:
 
 
 def is_unspaced(character: str) -> bool:
-  """Whether its script is written without spaces, so that words begin and end anywhere in a run of letters."""
+  """Whether its script is written without spaces: words begin anywhere in a run of letters."""
   return any(ord(character) in block for block in _UNSPACED)
 
 
 def split_cjk(text: str) -> str:
-  """The text with spaces around every Chinese character and every mark of East Asian punctuation, as BERT splits them.
+  """The text with spaces around Chinese characters and East Asian punctuation, as BERT splits them.
 
   Kana and Hangul stay together, as in BERT.
   """
@@ -45,14 +66,17 @@ def split_cjk(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class WordRules:
-  """How a text becomes words, in which word pieces are then looked up; the defaults are those of BERT's uncased models.
+  """How a text becomes words, in which word pieces are then looked up.
+
+  The defaults are those of BERT's uncased models.
 
   Attributes:
     lower_case: letters are lower-cased, each by itself.
     strip_accents: letters are decomposed (NFD) and lose their marks.
     split_cjk: every Chinese character is a word.
     clean_text: control characters, U+FFFD and private characters are left out.
-    max_word_chars: a longer word goes on as the next one, so that nothing of a text without spaces is lost; BERT makes it [UNK].
+    max_word_chars: a longer word goes on as the next one, so that nothing of a text without spaces
+      is lost; BERT makes it [UNK].
   """
 
   lower_case: bool = True
@@ -67,14 +91,24 @@ class WordRules:
     return cls(lower_case=lower_case, strip_accents=lower_case)
 
   def spell(self, character: str) -> str:
-    """The letters that stand for a character, one or more; a mark that is stripped stays as it is."""
+    """The letters that stand for a character, at least one; of a mark, itself."""
     letters = character
     if self.strip_accents and character >= "\x80":
-      letters = "".join(c for c in unicodedata.normalize("NFD", character) if unicodedata.category(c) != "Mn") or character
+      letters = (
+        "".join(
+          c for c in unicodedata.normalize("NFD", character) if unicodedata.category(c) != "Mn"
+        )
+        or character
+      )
     return "".join(map(str.lower, letters)) if self.lower_case else letters
 
   def kind(self, character: str) -> int:
-    """`LETTER` (joins its neighbours), `ALONE` (a word of its own), `SPACE`, `MARK` (stripped off a letter) or `DROPPED`."""
+    """What a character is.
+
+    Returns:
+      `LETTER` (joins its neighbours), `ALONE` (a word of its own), `SPACE`, `MARK` (stripped off
+      the letter before it) or `DROPPED`.
+    """
     category = unicodedata.category(character)
     if category[0] == "Z" or character in "\t\n\r":
       return SPACE
@@ -92,11 +126,15 @@ class WordRules:
   def words(self, text: str) -> list[str]:
     """The words of a text, spelt as the vocabulary spells them."""
     size = self.max_word_chars
-    return [word[at:at + size] for word in text.translate(_spaced(self)).split() for at in range(0, len(word), size)]
+    return [
+      word[at : at + size]
+      for word in text.translate(_spaced(self)).split()
+      for at in range(0, len(word), size)
+    ]
 
 
 class _Spaced(dict):
-  """Character code -> its letters, between spaces if it stands alone; filled as characters are met."""
+  """Character code -> its letters, between spaces if it stands alone; filled as they are met."""
 
   def __init__(self, rules: WordRules):
     super().__init__()
@@ -142,14 +180,17 @@ def table(rules: WordRules) -> Table:
       spelt[code] = tuple(map(ord, rules.spell(character)))
   for block in _IDEOGRAPHS:
     kinds[block] = ALONE if rules.split_cjk else LETTER
-  kinds[0xd800:0xe000] = kinds[END] = DROPPED  # surrogates are no characters
+  kinds[0xD800:0xE000] = kinds[END] = DROPPED  # surrogates are no characters
   count = np.array([len(letters) for letters in spelt], np.int8)
   letters = np.array([letter for letters in spelt for letter in letters], np.int32)
   return Table(kinds, letters, np.cumsum(count, dtype=np.int32) - count, count)
 
 
 def _is_plain(code: int) -> bool:
-  """Whether it is one of the many letters without case and marks, which any rules leave as they are."""
+  """Whether it is one of the many letters without case and marks, which no rule changes."""
   character = chr(code)
-  return unicodedata.category(character) in ("Lo", "Cn", "Cs") and not unicodedata.decomposition(character) and not (
-      is_cjk(character) or 0xac00 <= code < 0xd7a4)  # Hangul's decomposition is a rule, not in the table
+  return (
+    unicodedata.category(character) in ("Lo", "Cn", "Cs")
+    and not unicodedata.decomposition(character)
+    and not (is_cjk(character) or 0xAC00 <= code < 0xD7A4)
+  )  # Hangul's decomposition is a rule, not in the table

@@ -1,4 +1,4 @@
-"""realm_tf/vocabularies.py: a vocabulary and its tokenizer's rules from the files of others, and what is refused."""
+"""realm_tf/vocabularies.py: vocabularies and tokenizers' rules in the files of others."""
 
 import json
 
@@ -9,17 +9,32 @@ from realm_tf.characters import WordRules
 from realm_tf.vocabularies import SPECIAL, VocabularyError, read, unused
 
 PIECES = [*SPECIAL, "the", "##s", "tower"]
-NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
-MODEL = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+NORMALIZER = {
+  "type": "BertNormalizer",
+  "clean_text": True,
+  "handle_chinese_chars": True,
+  "strip_accents": None,
+  "lowercase": True,
+}
+MODEL = {
+  "type": "WordPiece",
+  "unk_token": "[UNK]",
+  "continuing_subword_prefix": "##",
+  "max_input_chars_per_word": 100,
+}
 
 
 def folder_of(tmp_path, *, pieces=PIECES, tokenizer=None, end="\n", **files) -> str:
-  """A folder with vocab.txt (unless `pieces` is None), tokenizer.json as `tokenizer` changes it, and further JSON files by stem."""
+  """A folder with vocab.txt, tokenizer.json as `tokenizer` changes it, and JSON files by stem."""
   if pieces is not None:
     (tmp_path / "vocab.txt").write_bytes(end.join([*pieces, ""]).encode())
   if tokenizer is not None:
-    told = {"normalizer": NORMALIZER, "pre_tokenizer": {"type": "BertPreTokenizer"}, "added_tokens": [],
-            "model": MODEL | {"vocab": {piece: row for row, piece in enumerate(PIECES)}}}
+    told = {
+      "normalizer": NORMALIZER,
+      "pre_tokenizer": {"type": "BertPreTokenizer"},
+      "added_tokens": [],
+      "model": MODEL | {"vocab": {piece: row for row, piece in enumerate(PIECES)}},
+    }
     files["tokenizer"] = told | tokenizer
   for name, content in files.items():
     path = tmp_path / f"{name.replace('__', '/')}.json"
@@ -28,22 +43,36 @@ def folder_of(tmp_path, *, pieces=PIECES, tokenizer=None, end="\n", **files) -> 
   return str(tmp_path)
 
 
-@pytest.mark.parametrize("data", [
-    "\n".join(PIECES) + "\n", "\r\n".join(PIECES) + "\r\n", "\ufeff" + "\n".join(PIECES), "\n".join(PIECES) + "\n\n",
-    "\r\n".join(PIECES) + "\r\n\r\n"], ids=["unix", "windows", "byte order mark", "blank last line", "windows, blank last line"])
+@pytest.mark.parametrize(
+  "data",
+  [
+    "\n".join(PIECES) + "\n",
+    "\r\n".join(PIECES) + "\r\n",
+    "\ufeff" + "\n".join(PIECES),
+    "\n".join(PIECES) + "\n\n",
+    "\r\n".join(PIECES) + "\r\n\r\n",
+  ],
+  ids=["unix", "windows", "byte order mark", "blank last line", "windows, blank last line"],
+)
 def test_lines_as_files_have_them(data, tmp_path):
   (tmp_path / "vocab.txt").write_bytes(data.encode())
-  assert list(read(str(tmp_path)).pieces) == PIECES == list(read(str(tmp_path / "vocab.txt")).pieces)
+  assert (
+    list(read(str(tmp_path)).pieces) == PIECES == list(read(str(tmp_path / "vocab.txt")).pieces)
+  )
 
 
 def test_only_line_feeds_end_a_piece(tmp_path):
   pieces = [*PIECES, "\u2028", "\x85", "\u3000"]
-  assert list(read(folder_of(tmp_path, pieces=pieces)).pieces) == pieces, "characters that some programs take for line ends are pieces"
+  assert list(read(folder_of(tmp_path, pieces=pieces)).pieces) == pieces, (
+    "characters that some programs take for line ends are pieces"
+  )
 
 
 def test_a_repeated_piece_is_its_last_line_and_ids_count_lines(tmp_path):
   found = read(folder_of(tmp_path, pieces=[*PIECES, "the", "", "end"]))
-  assert list(found.pieces) == [*SPECIAL, unused(5), "##s", "tower", "the", unused(9), "end"], "as BERT's load_vocab numbers them"
+  assert list(found.pieces) == [*SPECIAL, unused(5), "##s", "tower", "the", unused(9), "end"], (
+    "as BERT's load_vocab numbers them"
+  )
   assert found.num_unused == 2
 
 
@@ -56,36 +85,95 @@ def test_padding_is_moved_to_the_first_row(tmp_path):
 def test_tokenizer_json_alone(tmp_path):
   added = [{"id": 0, "content": "[PAD]"}, {"id": 9, "content": "<new>"}]
   found = read(folder_of(tmp_path, pieces=None, tokenizer={"added_tokens": added}))
-  assert list(found.pieces) == [*PIECES, unused(0), "<new>"], "an added token has the row that it names"
+  assert list(found.pieces) == [*PIECES, unused(0), "<new>"], (
+    "an added token has the row that it names"
+  )
   assert found.rules == WordRules()
 
 
 def test_added_tokens_and_spare_rows(tmp_path):
   folder = folder_of(tmp_path, added_tokens={"<new>": 8}, config={"vocab_size": 16})
   found = read(folder)
-  assert list(found.pieces) == [*PIECES, "<new>", *map(unused, range(9, 16))], "one piece for each row of the embeddings"
+  assert list(found.pieces) == [*PIECES, "<new>", *map(unused, range(9, 16))], (
+    "one piece for each row of the embeddings"
+  )
   assert read(folder).with_rows(16) == found
   for rows in (15, 17):
-    with pytest.raises(VocabularyError, match=f"has 16 word pieces, the checkpoint {rows}; give the vocabulary"):
+    with pytest.raises(
+      VocabularyError, match=f"has 16 word pieces, the checkpoint {rows}; give the vocabulary"
+    ):
       found.with_rows(rows)
 
 
-@pytest.mark.parametrize("files, wanted", [
+@pytest.mark.parametrize(
+  "files, wanted",
+  [
     ({}, WordRules()),
-    (dict(tokenizer_config={"do_lower_case": False}), WordRules(lower_case=False, strip_accents=False)),
-    (dict(tokenizer_config={"do_lower_case": True, "strip_accents": False}), WordRules(strip_accents=False)),
-    (dict(tokenizer_config={"do_lower_case": False, "strip_accents": True}), WordRules(lower_case=False)),
-    (dict(tokenizer_config={"tokenize_chinese_chars": False, "strip_accents": None}), WordRules(split_cjk=False)),
-    (dict(tokenizer={"normalizer": NORMALIZER | {"lowercase": False}}), WordRules(lower_case=False, strip_accents=False)),
-    (dict(tokenizer={"normalizer": NORMALIZER | {"strip_accents": False, "handle_chinese_chars": False, "clean_text": False}}),
-     WordRules(strip_accents=False, split_cjk=False, clean_text=False)),
+    (
+      dict(tokenizer_config={"do_lower_case": False}),
+      WordRules(lower_case=False, strip_accents=False),
+    ),
+    (
+      dict(tokenizer_config={"do_lower_case": True, "strip_accents": False}),
+      WordRules(strip_accents=False),
+    ),
+    (
+      dict(tokenizer_config={"do_lower_case": False, "strip_accents": True}),
+      WordRules(lower_case=False),
+    ),
+    (
+      dict(tokenizer_config={"tokenize_chinese_chars": False, "strip_accents": None}),
+      WordRules(split_cjk=False),
+    ),
+    (
+      dict(tokenizer={"normalizer": NORMALIZER | {"lowercase": False}}),
+      WordRules(lower_case=False, strip_accents=False),
+    ),
+    (
+      dict(
+        tokenizer={
+          "normalizer": NORMALIZER
+          | {"strip_accents": False, "handle_chinese_chars": False, "clean_text": False}
+        }
+      ),
+      WordRules(strip_accents=False, split_cjk=False, clean_text=False),
+    ),
     (dict(tokenizer={"normalizer": None}), WordRules(False, False, False, False)),
-    (dict(tokenizer={"normalizer": NORMALIZER | {"lowercase": False}}, tokenizer_config={"do_lower_case": True}), WordRules()),
-    (dict(tokenizer={"model": MODEL | {"vocab": {}, "max_input_chars_per_word": 200}}), WordRules(max_word_chars=200)),
-    (dict(tokenizer_config={"do_lower_case": False}, sentence_bert_config={"do_lower_case": True}), WordRules(strip_accents=False)),
-    (dict(pieces=[*PIECES, "The"]), WordRules(lower_case=False, strip_accents=False)),  # nothing else tells
-], ids=["nothing", "cased", "accents kept", "accents stripped, cased", "Chinese together", "tokenizer.json: cased", "tokenizer.json: all",
-        "tokenizer.json: no normalizer", "the config wins", "long words", "lower-cased before", "upper-case pieces"])
+    (
+      dict(
+        tokenizer={"normalizer": NORMALIZER | {"lowercase": False}},
+        tokenizer_config={"do_lower_case": True},
+      ),
+      WordRules(),
+    ),
+    (
+      dict(tokenizer={"model": MODEL | {"vocab": {}, "max_input_chars_per_word": 200}}),
+      WordRules(max_word_chars=200),
+    ),
+    (
+      dict(tokenizer_config={"do_lower_case": False}, sentence_bert_config={"do_lower_case": True}),
+      WordRules(strip_accents=False),
+    ),
+    (
+      dict(pieces=[*PIECES, "The"]),
+      WordRules(lower_case=False, strip_accents=False),
+    ),  # nothing else tells
+  ],
+  ids=[
+    "nothing",
+    "cased",
+    "accents kept",
+    "accents stripped, cased",
+    "Chinese together",
+    "tokenizer.json: cased",
+    "tokenizer.json: all",
+    "tokenizer.json: no normalizer",
+    "the config wins",
+    "long words",
+    "lower-cased before",
+    "upper-case pieces",
+  ],
+)
 def test_rules(files, wanted, tmp_path):
   folder = folder_of(tmp_path, **files)
   assert read(folder).rules == read(f"{folder}/vocab.txt").rules == wanted
@@ -98,27 +186,60 @@ def test_rules_of_our_own_artifacts(tmp_path):
     staged.details = {"tokenizer": {**rules.__dict__}}
   found = read(str(tmp_path / "A"))
   assert (list(found.pieces), found.rules) == (PIECES, rules)
-  assert found.fingerprint != read(folder_of(tmp_path)).fingerprint, "the same pieces with other rules are another vocabulary"
-  assert found.with_case(None) == found.with_case(False) == found and found.with_case(True).rules.lower_case
+  assert found.fingerprint != read(folder_of(tmp_path)).fingerprint, (
+    "the same pieces with other rules are another vocabulary"
+  )
+  assert (
+    found.with_case(None) == found.with_case(False) == found
+    and found.with_case(True).rules.lower_case
+  )
 
 
-@pytest.mark.parametrize("files, words", [
-    (dict(tokenizer={"model": {"type": "BPE", "vocab": {}, "merges": []}}), "has the model 'BPE'; known is 'WordPiece'"),
+@pytest.mark.parametrize(
+  "files, words",
+  [
+    (
+      dict(tokenizer={"model": {"type": "BPE", "vocab": {}, "merges": []}}),
+      "has the model 'BPE'; known is 'WordPiece'",
+    ),
     (dict(tokenizer={"model": {"type": "Unigram", "vocab": []}}), "has the model 'Unigram'"),
-    (dict(tokenizer={"model": MODEL | {"vocab": {}, "continuing_subword_prefix": "@@"}}), "prefix of pieces inside a word '@@'"),
-    (dict(tokenizer={"model": MODEL | {"vocab": {}, "unk_token": "<unk>"}}), "unknown token '<unk>'"),
-    (dict(tokenizer={"normalizer": {"type": "NFKC"}}), "normalizer 'NFKC'; known is 'BertNormalizer'"),
+    (
+      dict(tokenizer={"model": MODEL | {"vocab": {}, "continuing_subword_prefix": "@@"}}),
+      "prefix of pieces inside a word '@@'",
+    ),
+    (
+      dict(tokenizer={"model": MODEL | {"vocab": {}, "unk_token": "<unk>"}}),
+      "unknown token '<unk>'",
+    ),
+    (
+      dict(tokenizer={"normalizer": {"type": "NFKC"}}),
+      "normalizer 'NFKC'; known is 'BertNormalizer'",
+    ),
     (dict(tokenizer={"pre_tokenizer": {"type": "Metaspace"}}), "pre-tokenizer 'Metaspace'"),
-    (dict(tokenizer_config={"tokenizer_class": "BertJapaneseTokenizer"}), "says BertJapaneseTokenizer"),
-    (dict(tokenizer_config={"tokenizer_class": "XLMRobertaTokenizerFast"}), "says XLMRobertaTokenizerFast"),
+    (
+      dict(tokenizer_config={"tokenizer_class": "BertJapaneseTokenizer"}),
+      "says BertJapaneseTokenizer",
+    ),
+    (
+      dict(tokenizer_config={"tokenizer_class": "XLMRobertaTokenizerFast"}),
+      "says XLMRobertaTokenizerFast",
+    ),
     (dict(tokenizer_config={"do_basic_tokenize": False}), "do_basic_tokenize=false"),
     (dict(tokenizer_config={"pad_token": "<pad>"}), "has pad_token '<pad>'; BERT's is '\\[PAD\\]'"),
     (dict(special_tokens_map={"mask_token": {"content": "<mask>"}}), "has mask_token '<mask>'"),
     (dict(pieces=PIECES[1:]), r"lacks \[PAD\]; a BERT vocabulary has all of"),
     (dict(pieces=None), "no vocabulary at .*give a BERT vocab.txt"),
-    (dict(modules=[{"type": "sentence_transformers.models.WordEmbeddings", "path": "0_WordEmbeddings"}]), "is made of WordEmbeddings"),
+    (
+      dict(
+        modules=[
+          {"type": "sentence_transformers.models.WordEmbeddings", "path": "0_WordEmbeddings"}
+        ]
+      ),
+      "is made of WordEmbeddings",
+    ),
     (dict(modules={"no": "list"}), "is no list of modules"),
-])
+  ],
+)
 def test_what_is_refused(files, words, tmp_path):
   with pytest.raises(VocabularyError, match=words):
     read(folder_of(tmp_path, **files))
@@ -138,7 +259,9 @@ def test_files_that_are_damaged(tmp_path):
 def test_the_older_layout_of_sentence_transformers(name, tmp_path):
   (tmp_path / name).mkdir()
   folder_of(tmp_path / name, tokenizer_config={"do_lower_case": False})
-  modules = [{"type": f"sentence_transformers.models.{name[2:]}", "path": name},
-             {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]
+  modules = [
+    {"type": f"sentence_transformers.models.{name[2:]}", "path": name},
+    {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"},
+  ]
   found = read(folder_of(tmp_path, pieces=None, modules=modules))
   assert (list(found.pieces), found.rules) == (PIECES, WordRules.for_case(False))
