@@ -24,9 +24,9 @@ _ARCHITECTURE = {
 def compute(folder: str) -> dict[str, float]:
   """The losses of the weights in `folder`, or of drawn ones, which are left there."""
   retriever = Retriever(
-    architecture=_ARCHITECTURE, projection_dim=6, query_length=8, passage_length=12, dropout=0.0
+    architecture=_ARCHITECTURE, projection_dim=6, query_length=12, passage_length=12, dropout=0.0
   )
-  reader = MaskedReader(architecture=_ARCHITECTURE, query_length=8, length=12, max_masks=2)
+  reader = MaskedReader(architecture=_ARCHITECTURE, query_length=12, length=12, max_masks=2)
   rng = np.random.default_rng(0)
   for model in (retriever, reader):
     path = os.path.join(folder, f"{model.name}.npz")
@@ -35,20 +35,20 @@ def compute(folder: str) -> dict[str, float]:
       np.savez(path, *[rng.normal(scale=0.3, size=shape).astype(np.float32) for shape in shapes])
     model.set_weights(list(np.load(path).values()))
   ict = {
-    "query_ids": _ids(1, 4, 8),
+    "query_ids": _ids(1, 4, 12),
     "passage_ids": _ids(2, 4, 12),
     "passage_segments": _ids(3, 4, 12) % 2,
     "removed": np.ones(4, np.float32),
   }
   realm = {
-    "query_ids": _ids(4, 3, 8),
-    "passage_ids": _ids(5, 3, 2, 12),
-    "passage_segments": _ids(6, 3, 2, 12) % 2,
-    "reader_ids": _ids(7, 3, 2, 12),
-    "reader_segments": _ids(8, 3, 2, 12) % 2,
-    "mask_positions": _ids(9, 3, 2) % 8,
-    "targets": _ids(10, 3, 2),
-    "target_mask": np.ones([3, 2], np.float32),
+    "query_ids": _ids(4, 2, 12),
+    "passage_ids": _ids(5, 2, 2, 12),
+    "passage_segments": _ids(6, 2, 2, 12) % 2,
+    "reader_ids": _ids(7, 2, 2, 12),
+    "reader_segments": _ids(8, 2, 2, 12) % 2,
+    "mask_positions": _ids(9, 2, 2) % 8,
+    "targets": _ids(10, 2, 2),
+    "target_mask": np.ones([2, 2], np.float32),
   }
   return {
     "ict": _loss(IctModel(retriever), ict),
