@@ -154,15 +154,12 @@ class EmbedShard(beam.DoFn):
       ):
         embeddings, counts = embedder(columns["title_ids"], columns["text_ids"])
         parts.append(embeddings)
-        queries.append(
-          embedder.embed_queries(
-            examples.draw_sentences(
-              *(_ragged(columns[name]) for name in ("text_ids", "token_starts", "sentence_starts")),
-              share=self.share_queried,
-              rng=rng,
-            )
+        if self.share_queried:
+          text = (
+            _ragged(columns[name]) for name in ("text_ids", "token_starts", "sentence_starts")
           )
-        )
+          drawn = examples.draw_sentences(*text, share=self.share_queried, rng=rng)
+          queries.append(embedder.embed_queries(drawn))
         for name, count in counts.items():
           self.counters[name].inc(count)
     empty = [np.empty([0, embedder.retriever.dim])]

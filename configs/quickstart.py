@@ -89,11 +89,12 @@ def get_config():
       per_token=False,  # marginalise each masked word piece by itself (the released code) instead of all together (the paper)
       log_every=20, checkpoint_every=220)
   c.refresh = dict(
-      every_steps=100,  # a snapshot to re-embed the corpus from
-      start_job=True,  # False: you run `python -m beam_jobs.refresh_index --watch` yourself
-      # of beam_jobs.refresh_index: --recall=0.99 for ScaNN (0.98 by default), --mixed_precision (not for the first and
-      # the last index, which are evaluated), ..; Beam's own follow "--"
-      job_args=())
+    every_steps=100,  # a snapshot to re-embed the corpus from
+    start_job=True,  # False: you run `python -m beam_jobs.refresh_index --watch` yourself
+    # of beam_jobs.refresh_index: --recall=0.99 for ScaNN (0.98 by default), --mixed_precision (not for the first and
+    # the last index, which are evaluated), ..; Beam's own follow "--"
+    job_args=(),
+  )
 
   # ---- Open-QA ----
   c.finetune = dict(

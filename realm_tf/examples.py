@@ -345,7 +345,7 @@ class OwnPassages:
     )  # passages by uid, those of the same one by number
     known = known[self._order]
     first, last = (np.searchsorted(known, uids, side=side) for side in ("left", "right"))
-    self._first, self._last = first[numbers], last[numbers]
+    self._first, self._last = (at.astype(np.int32)[numbers] for at in (first, last))
     self.share = float(np.mean(self._last > self._first))
 
   def of(self, rows: np.ndarray) -> np.ndarray:

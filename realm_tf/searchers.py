@@ -353,12 +353,18 @@ def _samples(embeddings: np.ndarray, queries: np.ndarray | None) -> list[_Sample
   nums = sorted({min(num, len(embeddings)) for num in _MEASURED_AT})
   if queries is None:
     return [_Sample(num, None, None) for num in nums]
-  searcher = ExactSearcher(embeddings)
   parts = [queries[: max(_NEIGHBOURS // num, 1)] for num in nums]
-  return [
-    _Sample(num, part, searcher.search(tf.constant(part), num).scores.numpy())
-    for num, part in zip(nums, parts)
-  ]
+  return [_Sample(num, part, _best_scores(embeddings, part, num)) for num, part in zip(nums, parts)]
+
+
+def _best_scores(embeddings: np.ndarray, queries: np.ndarray, num: int) -> np.ndarray:
+  """The `num` highest inner products of each query, descending: [Q, num]; the rows are not copied."""
+  best, block = np.empty([len(queries), 0], np.float32), max(_SCORES_AT_ONCE // len(queries), num)
+  for start in range(0, len(embeddings), block):
+    scores = tf.matmul(queries, embeddings[start : start + block], transpose_b=True)
+    both = tf.concat([best, scores], axis=1)
+    best = tf.math.top_k(both, min(num, both.shape[1])).values
+  return best.numpy()
 
 
 def share_found(scores: np.ndarray, exact: np.ndarray) -> float:

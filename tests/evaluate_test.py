@@ -302,7 +302,10 @@ def test_recall_is_of_the_search_that_a_server_does(system, toy, workdirs, monke
   assert {k: got[f"overlap_at_{k}"] for k in (1, 5, 10, 20, 100)} == pytest.approx(
     {1: 0, 5: 0.8, 10: 0.9, 20: 1, 100: 1}
   )
-  assert got["recall_at_20"] == exact["recall_at_20"] and got["recall_at_5"] < exact["recall_at_5"]
+  assert got["recall_at_20"] == exact["recall_at_20"] and got["recall_at_5"] <= exact["recall_at_5"]
+  assert system == "fine-tuned" or got["recall_at_5"] < exact["recall_at_5"], (
+    "what was lost is not hidden"
+  )
   assert got["searched_by"] == {
     "recall_at_1 to 10": "narrow for 10, asked for 10",
     "recall_at_20 to 5000": "narrow for 32, asked for 32",

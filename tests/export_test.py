@@ -123,7 +123,7 @@ def test_answers_are_those_of_evaluation(size, asked, answerer, loaded):
     odds = np.exp(answer.scores.astype(np.float64) - answer.scores.max())
     np.testing.assert_allclose(got["probability"][row], (odds / odds.sum())[:2], atol=1e-6)
     assert got["score"][row, 0] == pytest.approx(got["reader_score"][row, rank] + got["retrieval_score"][row, rank], abs=1e-5)
-  assert len(different) > 5
+  assert len(different) > 3
 
 
 def all_answers(answerer: evaluate.Answerer, text: str) -> list[tuple[str, float, int]]:
