@@ -11,8 +11,14 @@ gc.set_threshold(50_000)
 
 
 def _import_keras_alone() -> None:
-  """Imports Keras as it is without scikit-learn and matplotlib; it imports both where it finds them, which takes a quarter of a start."""
+  """Imports Keras without scikit-learn, matplotlib and JAX, unless JAX is its backend.
+
+  Keras imports them where it finds them. That takes a quarter of a start, and JAX's threads do not
+  bear a fork.
+  """
   hidden = {"sklearn", "matplotlib"} - set(sys.modules)
+  if os.environ.get("KERAS_BACKEND") != "jax":
+    hidden |= {"jax"} - set(sys.modules)
   sys.modules.update(dict.fromkeys(hidden))  # None: not to be found
   import keras  # noqa: F401
 

@@ -287,7 +287,9 @@ def _alphabet(texts: Iterable[str], *, most: int) -> list[str]:
   ordered = sorted(counts.values(), reverse=True)
   needed = int(np.searchsorted(np.cumsum(ordered), _COVERED * sum(ordered))) + 1
   kept = min(max(needed, _LETTERS), most, len(ordered))
-  least = ordered[kept - 1] if kept else 1
+  if not kept:
+    return []
+  least = ordered[kept - 1]
   if sum(count >= least for count in ordered) > most:
     least += 1
   return sorted(letter for letter, count in counts.items() if count >= least)
