@@ -11,7 +11,6 @@ from configs import quickstart
 def get_config():
   c = quickstart.get_config()
   c.run_dir = "runs/ablations"
-  c.ict.steps = 100  # after 50, seeds differ too much to compare rows: REALM starts from some and not from others
   c.realm.update(steps=600, checkpoint_every=200)
   c.refresh.every_steps = 40  # and 1,200 for the stale index: it is the first one all the way
   c.evaluate.clozes = ""

@@ -31,7 +31,7 @@ def get_config():
 
   c.mlm.pretraining_every = 1_000_000  # own passages only: X is Z
   c.ict.from_mlm = False  # from the masked LM it learns far more slowly on real text
-  c.ict.steps = 200  # REALM needs a retriever that finds something; the quickstart's 50 are as few as its seed allows
+  c.ict.steps = 200  # REALM needs a retriever that finds something
   c.realm.retriever_learning_rate_ratio = 0.1  # with 0.3 recall falls on real text
 
   c.finetune.questions = ""  # give yours, or none

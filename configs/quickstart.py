@@ -65,7 +65,7 @@ def get_config():
       pretraining_every=4,  # every so many steps a batch of X with the null passage, else of Z with its own passages
       log_every=100, checkpoint_every=400)
   c.ict = dict(
-      workdir=run + "/ict", steps=50, batch_size=64, learning_rate=1e-3,
+      workdir=run + "/ict", steps=100, batch_size=64, learning_rate=1e-3,  # after 50, REALM starts from some seeds and not from others
       from_mlm=True,  # start from the masked-LM warm start, where there is one; False: from fresh or published weights
       query_length=c.retriever.get_oneway_ref("query_length"),
       removal_rate=0.9,  # how often the query sentence is taken out of its passage
