@@ -98,7 +98,8 @@ def test_what_is_missing_is_said_before_work_begins(tmp_path):
   with pytest.raises(pipeline.PipelineError) as caught:
     pipeline.run(c, config_path="configs/paper.py:nq", overrides={})
   said = str(caught.value)
-  assert f"missing, and made by no stage: {tmp_path}/tagger/tagger (for spans)" in said
+  assert f"missing, and made by no stage: {tmp_path}/bert (for passages)" in said, said
+  assert f"{tmp_path}/tagger/tagger (for spans" in said, said
   assert (
     f"{tmp_path}/nq/dev.jsonl (for finetune realm)" in said
     and f"{tmp_path}/nq/test.jsonl (for " in said
