@@ -161,6 +161,8 @@ def test_one_step_of_realm_and_of_fine_tuning(config, tmp_path):
   class Exact:
     """Searches ten vectors; the jobs that make an index at this size have tests of their own."""
 
+    num_rows = 10
+
     def search(self, query_ids, num):
       scores = np.array(retriever.embed_queries(query_ids)) @ vectors.T
       numbers = np.argsort(-scores, axis=1)[:, :num].astype(np.int32)
