@@ -100,7 +100,7 @@ def _corpus(table: PassageTable, *, length: int) -> dict[str, np.ndarray]:
       titles.append(table.title_ids[number][: (length - 3) // 2])
     title_of.append(numbers[title])
     text = table.text_ids[number][: length - 3 - len(titles[numbers[title]])]
-    first, last = examples.sentence_ranges(table, number)
+    first, last = examples.sentence_ranges(table.token_starts[number], table.sentence_starts[number])
     kept = [
       start for start, end in zip(first, last, strict=True) if start < end and start < len(text)
     ]
