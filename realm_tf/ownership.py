@@ -99,6 +99,18 @@ def check_apart(output: str, reads: Sequence[str]) -> None:
       )
 
 
+def check_file(path: str, *, reads: Sequence[str] = ()) -> None:
+  """Checks, before any work is done, that a file can be written there, and makes its folder.
+
+  Raises:
+    ArtifactError: it is or would be a folder, or an input.
+  """
+  check_apart(path, reads)
+  if path.endswith("/") or paths.is_folder(path):
+    raise ArtifactError(f"{path!r} is a folder; give the name of a file to write.")
+  gfile.makedirs(os.path.dirname(path) or ".")
+
+
 def check_replaceable(folder: str, kind: str) -> None:
   """Raises ArtifactError if a folder holds anything but an artifact of this kind."""
   info, found = own_info(folder), contents_of(folder)

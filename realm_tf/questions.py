@@ -146,7 +146,7 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
       over the source.
   """
   for path in (train, test):
-    ownership.check_apart(path, [source])
+    ownership.check_file(path, reads=[source])
   parts, rejected = {train: [], test: []}, []
   with artifacts.gfile.GFile(source, "rb") as file:
     for record in json_lines.read(file):
@@ -165,7 +165,6 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
   for path, lines in parts.items():
     if not lines:
       raise artifacts.UserError(f"{source!r} has too few titles to split: nothing is left for {path!r}.")
-    artifacts.gfile.makedirs(os.path.dirname(path) or ".")
     artifacts.write_text(path, "".join(lines))
   return {path: len(lines) for path, lines in parts.items()}
 
