@@ -248,6 +248,7 @@ def evaluate_zero_shot(
   if bm25_baseline:
     how = searched_by_bm25(bm25.Bm25Searcher(table), texts)
   else:
+    questions.tell_cut(tokenizer.lengths(texts), length=length)
     indexed = retrieval.load(folder, passages=passages_folder, snapshot=snapshot)
     how = searched_in(indexed, query_ids, exact_recall=exact_recall)
   scores = {"questions": len(rows), **recall_as_searched(rows, table=table, **how)}

@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,6 +108,16 @@ def _read(path: str, parse, form: str) -> list[Question]:
         f"{path!r} has no usable line; wanted lines of {form}. Got: {told}.{keys} realm_tf.prepare_questions reads published files.")
   json_lines.tell(path, rejected, num_kept=len(rows))
   return rows
+
+
+def tell_cut(sizes: np.ndarray, *, length: int) -> None:
+  """Says on stderr how many questions do not fit in `length` word pieces with [CLS] and [SEP]."""
+  if num_cut := np.count_nonzero(sizes > length - 2):
+    print(
+      f"WARNING: {num_cut:,} of {len(sizes):,} questions are longer than {length - 2} word pieces; "
+      "what is beyond is not read.",
+      file=sys.stderr,
+    )
 
 
 def packed_questions(questions: Sequence[Question], *, tokenizer: Tokenizer, length: int) -> np.ndarray:
