@@ -4,6 +4,7 @@ An artifact's `info.json` lists its files. Nothing else is ever deleted: neither
 looks like an artifact, nor a file that a user put into one.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -140,6 +141,38 @@ def check_numbered(root: str, *, kind: str) -> None:
 
 def some(names: Sequence[str]) -> str:
   return repr(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")
+
+
+_claims: dict[str, int] = {}  # folder -> the descriptor that holds its lock
+
+
+def claim(folder: str) -> None:
+  """Locks a folder for this process, until it ends or calls `release`. Remote folders have no locks.
+
+  Raises:
+    ArtifactError: another process has it.
+  """
+  release(folder)
+  if paths.is_remote(folder):
+    return
+  claimed = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(claimed)
+    raise ArtifactError(
+      f"another process is writing to {folder!r}; wait until it ends, or write elsewhere."
+    ) from None
+  except OSError:  # a file system without locks
+    os.close(claimed)
+    return
+  _claims[folder] = claimed
+
+
+def release(folder: str) -> None:
+  """Gives up what `claim` locked, if this process did."""
+  if folder in _claims:
+    os.close(_claims.pop(folder))
 
 
 # ------------------------------------------------------------------------------------- deleting

@@ -1,5 +1,6 @@
 """realm_tf/ownership.py: nothing of somebody else's is deleted, and every job says so before it works."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -220,6 +221,29 @@ def test_tidy_deletes_what_killed_jobs_left_only(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- each writer
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_do_not_write_one_folder(resume, tmp_path):
+  def begin() -> artifacts.Publication:
+    return artifacts.begin(
+      str(tmp_path / "A"), kind="things", config={}, inputs={}, resume=resume
+    )
+
+  first = begin()
+  write(pathlib.Path(first.path), part_txt="an hour's work")
+  ownership.release(first.path)
+  other = os.open(first.path, os.O_RDONLY)  # as another process has it
+  fcntl.flock(other, fcntl.LOCK_EX)
+  was = tree(tmp_path)
+  with pytest.raises(ArtifactError, match="another process is writing to .*wait until it ends"):
+    begin()
+  assert tree(tmp_path) == was
+  os.close(other)  # it was killed
+  again = begin()
+  assert os.path.exists(os.path.join(again.path, "part.txt")) == resume
+  again.finish({})
+  assert artifacts.is_complete(again.folder) and again.path not in ownership._claims
 
 
 @pytest.fixture
