@@ -199,8 +199,8 @@ def run(passages_folder: str, output: str, *, tagger: str = "rules", beam_args: 
       return {}
     if artifacts.gfile.exists(publication.path):
       raise TaggerError(
-        f"--tagger={tagger} finds no span to mask in the {source['counts']['passages']} passages of "
-        f"{passages_folder!r}. The rules know capital letters and English dates; for other texts "
+        f"--tagger={tagger} finds no span to mask in the {source['counts']['passages']} passages "
+        f"of {passages_folder!r}. The rules know capital letters and English dates; for other texts "
         "give --tagger=spacy:NAME or a tagger's folder (in a config, corpus.tagger)."
       )
   info, secs = artifacts.read_info(output), time.time() - started

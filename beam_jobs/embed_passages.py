@@ -239,8 +239,8 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
   if counts["cut_passages"]:
     share = counts["cut_tokens"] / (counts["cut_tokens"] + counts["tokens"])
     print(
-      f"{output}: WARNING: {counts['cut_passages']:,} of {counts['passages']:,} passages are longer "
-      f"than the retriever reads, and {share:.1%} of all word pieces are not embedded. Make the "
+      f"{output}: WARNING: {counts['cut_passages']:,} of {counts['passages']:,} passages are "
+      f"longer than the retriever reads, and {share:.1%} of all word pieces are not embedded. Make the "
       "passages with a --max_tokens of at most its passage_length, or train one that reads more.",
       flush=True,
     )

@@ -122,8 +122,8 @@ def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str],
       starts empty. One writer at a time for one folder.
 
   Raises:
-    ArtifactError: an input is missing or incomplete, `ownership.check_output` refuses the folder, or another process
-      writes it.
+    ArtifactError: an input is missing or incomplete, `ownership.check_output` refuses the folder, or
+      another process writes it.
   """
   folder = ownership.check_output(folder, kind=kind, reads=[*inputs.values(), *reads])
   sources = {name: _reference(path, folder) for name, path in inputs.items()}

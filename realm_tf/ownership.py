@@ -147,7 +147,7 @@ _claims: dict[str, int] = {}  # folder -> the descriptor that holds its lock
 
 
 def claim(folder: str) -> None:
-  """Locks a folder for this process, until it ends or calls `release`. Remote folders have no locks.
+  """Locks a folder for this process until it ends or calls `release`; remote ones have no locks.
 
   Raises:
     ArtifactError: another process has it.

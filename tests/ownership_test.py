@@ -383,7 +383,8 @@ def test_a_file_s_place_is_checked_before_the_work(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "command", ["beam_jobs.make_passages --input=docs --output", "realm_tf.explain --question=who --workdir"]
+  "command",
+  ["beam_jobs.make_passages --input=docs --output", "realm_tf.explain --question=who --workdir"],
 )
 def test_a_folder_s_name_that_is_not_utf8_ends_with_a_line(command, docs):
   done = subprocess.run(
