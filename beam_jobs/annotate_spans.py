@@ -198,7 +198,11 @@ def run(passages_folder: str, output: str, *, tagger: str = "rules", beam_args: 
       print(f"annotate_spans: submitted; its last step publishes {output}.")
       return {}
     if artifacts.gfile.exists(publication.path):
-      raise TaggerError(f"--tagger={tagger} finds no span in the {source['counts']['passages']} passages of {passages_folder!r}.")
+      raise TaggerError(
+        f"--tagger={tagger} finds no span to mask in the {source['counts']['passages']} passages "
+        f"of {passages_folder!r}. The rules know capital letters and English dates; for other texts "
+        "give --tagger=spacy:NAME or a tagger's folder (in a config, corpus.tagger)."
+      )
   info, secs = artifacts.read_info(output), time.time() - started
   counts = info["counts"]
   print(f"annotate_spans: {counts['sentences']} sentences in {secs:.0f} s ({counts['sentences'] / secs:.0f}/s): {counts}; {output}")

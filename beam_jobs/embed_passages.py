@@ -30,7 +30,7 @@ from realm_tf.passages import Ragged
 _LENGTH_STEP = 16  # one compiled program for every so many word pieces
 _BATCHES_AT_ONCE = 64  # passages sorted by length together, in batches
 _SEED = 0  # of the sentences drawn
-_COUNTERS = ("passages", "tokens", "padded_tokens")
+_COUNTERS = ("passages", "tokens", "padded_tokens", "cut_passages", "cut_tokens")
 
 
 # ----------------------------------------------------------------------------------------------------------- one worker
@@ -88,7 +88,11 @@ class Embedder:
       computed += self.batch_size * length
     embeddings = np.empty([len(order), self.retriever.dim], np.float32)
     embeddings[order] = tf.concat(batches, axis=0)[:len(order)].numpy()
-    return embeddings, dict(zip(_COUNTERS, (len(order), int(lengths.sum()), int(computed - lengths.sum()))))
+    whole = (title_ids.row_lengths() + text_ids.row_lengths()).numpy() + passages.SPECIAL_TOKENS
+    num_cut = int(np.count_nonzero(whole > self.retriever.passage_length))
+    num_tokens = int(lengths.sum())
+    counts = (len(order), num_tokens, computed - num_tokens, num_cut, int(whole.sum()) - num_tokens)
+    return embeddings, dict(zip(_COUNTERS, map(int, counts), strict=True))
 
   def embed_queries(self, ids: Ragged) -> np.ndarray:
     """Embeds word pieces of N queries: [N, D] float32."""
@@ -222,7 +226,9 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
         "snapshot_step": artifacts.read_info(snapshot)["step"], "started": started, "embed_secs": round(embed_secs, 3),
         "refresh_secs": round(time.time() - started, 3), "passages_per_sec": round(counts["passages"] / embed_secs, 1),
         "padded_share": round(counts["padded_tokens"] / max(counts["tokens"] + counts["padded_tokens"], 1), 4)}
-    staged.counts = {"passages": num_passages, "embedded_now": counts["passages"], "tokens": counts["tokens"]}
+    told = ("tokens", "cut_passages", "cut_tokens")
+    staged.counts = {"passages": num_passages, "embedded_now": counts["passages"]}
+    staged.counts |= {name: counts[name] for name in told}
   info = artifacts.read_info(output)
   recall = index.measured_recall(info)
   print(
@@ -230,6 +236,14 @@ def embed(output: str, *, snapshot: str, passages_folder: str, config: IndexConf
     f"{info['refresh_secs']:.1f} s{recall and '; '}{recall}",
     flush=True,
   )
+  if counts["cut_passages"]:
+    share = counts["cut_tokens"] / (counts["cut_tokens"] + counts["tokens"])
+    print(
+      f"{output}: WARNING: {counts['cut_passages']:,} of {counts['passages']:,} passages are "
+      f"longer than the retriever reads, and {share:.1%} of all word pieces are not embedded. Make the "
+      "passages with a --max_tokens of at most its passage_length, or train one that reads more.",
+      flush=True,
+    )
   return info
 
 

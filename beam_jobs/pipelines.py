@@ -14,7 +14,7 @@ import apache_beam as beam
 from absl import app, flags
 from apache_beam.options import pipeline_options
 
-from realm_tf import artifacts
+from realm_tf import artifacts, errors
 
 
 def pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
@@ -64,7 +64,6 @@ def start(job: str) -> None:
     except Exception as error:  # whatever it is, people get a sentence
       if flags.FLAGS.traceback:
         raise
-      lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-      sys.exit(f"{job.split('.')[-1]}: {lines[-1]} (--traceback shows where)")
+      sys.exit(f"{job.split('.')[-1]}: {errors.words_of(error)} (--traceback shows where)")
 
   app.run(main)

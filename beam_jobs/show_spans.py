@@ -159,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
   del argv
   args = flags.FLAGS
   folders = paths.split(args.spans)
-  ownership.check_apart(args.output, folders)
+  ownership.check_file(args.output, reads=folders)
   artifacts.write_text(args.output, page(folders, num=args.num, seed=args.seed, source=args.source))
   print(f"show_spans: {args.output}")
 

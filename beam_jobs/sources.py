@@ -41,6 +41,7 @@ _NO_PROSE = (  # (offset, bytes, what a file is that has them there)
   (0, b"\x89HDF", "hdf5"),
 )
 _MARKUP = re.compile(rb"<(\?xml|!doctype|html|mediawiki)\b", re.IGNORECASE)
+_MARKUP_NAMES = (".html", ".htm", ".xhtml", ".xml")
 _CONTROL = bytes({*range(32), 127} - {*b"\t\n\v\f\r\x1b"})
 
 
@@ -139,7 +140,8 @@ def _format_of(path: str, head: bytes, *, format: str, is_plain: bool) -> tuple[
   if format == "auto":
     format = _guess_format(name, begin)
     if format == "text" and not kind:
-      kind = "xml_or_html" if _MARKUP.match(begin) else "table" if _is_table(name, begin) else ""
+      kind = "table" if _is_table(name, begin) else ""
+      kind = "xml_or_html" if _MARKUP.match(begin) or name.endswith(_MARKUP_NAMES) else kind
   if format == "text" and not kind and (is_binary(head) or not is_plain and _is_gibberish(head)):
     kind = "binary"
   if format == "jsonl" and not json_lines.is_lines(head):

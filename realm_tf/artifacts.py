@@ -104,6 +104,7 @@ class Publication:
       ownership.remove(replaced)
     else:
       gfile.rename(self.path, self.folder)
+    ownership.release(self.path)
 
 
 def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str], reads: Sequence[str] = (),
@@ -121,7 +122,8 @@ def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str],
       starts empty. One writer at a time for one folder.
 
   Raises:
-    ArtifactError: an input is missing or incomplete, or `ownership.check_output` refuses the folder.
+    ArtifactError: an input is missing or incomplete, `ownership.check_output` refuses the folder, or
+      another process writes it.
   """
   folder = ownership.check_output(folder, kind=kind, reads=[*inputs.values(), *reads])
   sources = {name: _reference(path, folder) for name, path in inputs.items()}
@@ -132,9 +134,12 @@ def begin(folder: str, *, kind: str, config: Mapping, inputs: Mapping[str, str],
     raise ArtifactError(
         f"{kind} are first written to {staging!r}, and there is {ownership.some(found)}, which no job left. Move it "
         "away.")
+  gfile.makedirs(staging)
+  ownership.claim(staging)
   if found and not resume:
     gfile.rmtree(staging)
-  gfile.makedirs(staging)
+    gfile.makedirs(staging)
+    ownership.claim(staging)
   made_by = {"kind": kind, "format_version": FORMAT_VERSION, "config": dict(config), "inputs": sources, "seed": seed}
   # Tells whose folder it is.
   write_text(os.path.join(staging, INFO), json.dumps(made_by, indent=2, default=str) + "\n")
@@ -167,6 +172,7 @@ def publish(folder: str, *, resume: bool = False, **what) -> Iterator[Staged]:
   except BaseException:
     if not resume:
       gfile.rmtree(publication.path)
+    ownership.release(publication.path)
     raise
   publication.finish(staged.counts, content=staged.content, details=staged.details)
 

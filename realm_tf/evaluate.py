@@ -248,6 +248,7 @@ def evaluate_zero_shot(
   if bm25_baseline:
     how = searched_by_bm25(bm25.Bm25Searcher(table), texts)
   else:
+    questions.tell_cut(tokenizer.lengths(texts), length=length)
     indexed = retrieval.load(folder, passages=passages_folder, snapshot=snapshot)
     how = searched_in(indexed, query_ids, exact_recall=exact_recall)
   scores = {"questions": len(rows), **recall_as_searched(rows, table=table, **how)}
@@ -330,7 +331,8 @@ def evaluate(
   if (questions_path is None) == (clozes_path is None):
     raise artifacts.UserError("give either --questions or --clozes.")
   if output:
-    ownership.check_apart(output, [path for path in (questions_path, clozes_path, index_folder, passages_folder) if path])
+    reads = [questions_path, clozes_path, index_folder, passages_folder]
+    ownership.check_file(output, reads=[path for path in reads if path])
   rows = questions.read_clozes(clozes_path) if clozes_path else questions.read_questions(questions_path)
   snapshot = snapshots.newest(workdir, advice=_TRAIN_FIRST)
   fine_tuned = "retrieval" in artifacts.read_info(snapshot)

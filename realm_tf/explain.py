@@ -426,11 +426,12 @@ def explain(workdir: str, *, text: str | None = None, question: str | None = Non
 def main(argv):
   del argv
   args = flags.FLAGS
+  if args.output:
+    artifacts.gfile.makedirs(args.output)
   report = explain(args.workdir, text=args.text, question=args.question, answer=args.answer, index_folders=args.index or (),
                    num_candidates=args.num_candidates)
   explanations.print_report(report, Console(highlight=False))
   if args.output:
-    artifacts.gfile.makedirs(args.output)
     artifacts.write_text(os.path.join(args.output, "explain.json"),
                          json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n")
     artifacts.write_text(os.path.join(args.output, "explain.html"), explanations.html_page(report))

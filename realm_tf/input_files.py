@@ -28,13 +28,14 @@ def find(inputs: str) -> list[str]:
       raise artifacts.UserError(
         f"no file {part!r}; wanted files, folders or globs, separated by commas."
       )
-    found.update(path for match in matches for path in _walk(match))
+    found.update(path for match in matches for path in walk(match))
   return sorted(found)
 
 
-def _walk(path: str) -> Iterator[str]:
-  """The files below a folder, or the path itself. Local folders are read by Python: a name need not
-  be UTF-8 there.
+def walk(path: str) -> Iterator[str]:
+  """The files below a folder but for hidden ones, or the path itself.
+
+  Local folders are read by Python: a name need not be UTF-8 there.
   """
   if "://" in path:
     if not gfile.isdir(path):

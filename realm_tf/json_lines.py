@@ -107,7 +107,11 @@ def read(source: BinaryIO | bytes) -> Iterator[Record]:
     last one says why, where
     the file cannot be read to its end.
   """
-  file = unpacked(io.BytesIO(source) if isinstance(source, bytes) else source)
+  return records(unpacked(io.BytesIO(source) if isinstance(source, bytes) else source))
+
+
+def records(file: io.BufferedReader) -> Iterator[Record]:
+  """The same of a file that is `unpacked` already."""
   number, unit = 0, "record"
   try:
     split = values
@@ -120,9 +124,13 @@ def read(source: BinaryIO | bytes) -> Iterator[Record]:
         except BadRecord as error:
           yield Record(number, unit, None, str(error), shown(piece.raw))
   except Unreadable as error:
-    yield Record(
-      number + 1, unit, None, f"the file is {str(error).replace('_', ' ')} from there on", ""
-    )
+    yield end_of(error, number, unit)
+
+
+def end_of(error: Unreadable, number: int, unit: str) -> Record:
+  """The record that says why a file cannot be read beyond its first `number` records."""
+  reason = f"the file is {str(error).replace('_', ' ')} from there on"
+  return Record(number + 1, unit, None, reason, "")
 
 
 def reasons(bad: Iterable[Record]) -> list[str]:

@@ -4,6 +4,7 @@ An artifact's `info.json` lists its files. Nothing else is ever deleted: neither
 looks like an artifact, nor a file that a user put into one.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -99,6 +100,18 @@ def check_apart(output: str, reads: Sequence[str]) -> None:
       )
 
 
+def check_file(path: str, *, reads: Sequence[str] = ()) -> None:
+  """Checks, before any work is done, that a file can be written there, and makes its folder.
+
+  Raises:
+    ArtifactError: it is or would be a folder, or an input.
+  """
+  check_apart(path, reads)
+  if path.endswith("/") or paths.is_folder(path):
+    raise ArtifactError(f"{path!r} is a folder; give the name of a file to write.")
+  gfile.makedirs(os.path.dirname(path) or ".")
+
+
 def check_replaceable(folder: str, kind: str) -> None:
   """Raises ArtifactError if a folder holds anything but an artifact of this kind."""
   info, found = own_info(folder), contents_of(folder)
@@ -128,6 +141,38 @@ def check_numbered(root: str, *, kind: str) -> None:
 
 def some(names: Sequence[str]) -> str:
   return repr(names[0]) + (f" and {len(names) - 1} more" if names[1:] else "")
+
+
+_claims: dict[str, int] = {}  # folder -> the descriptor that holds its lock
+
+
+def claim(folder: str) -> None:
+  """Locks a folder for this process until it ends or calls `release`; remote ones have no locks.
+
+  Raises:
+    ArtifactError: another process has it.
+  """
+  release(folder)
+  if paths.is_remote(folder):
+    return
+  claimed = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(claimed, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(claimed)
+    raise ArtifactError(
+      f"another process is writing to {folder!r}; wait until it ends, or write elsewhere."
+    ) from None
+  except OSError:  # a file system without locks
+    os.close(claimed)
+    return
+  _claims[folder] = claimed
+
+
+def release(folder: str) -> None:
+  """Gives up what `claim` locked, if this process did."""
+  if folder in _claims:
+    os.close(_claims.pop(folder))
 
 
 # ------------------------------------------------------------------------------------- deleting

@@ -97,6 +97,7 @@ def matching(path: str) -> list[str]:
   `*`, `?` and `[..]` stand for letters of a name, `**` for any number of folders. As in a shell, they
   match no name that begins with a dot, unless the pattern does too. A link that leads nowhere exists.
   """
+  path = path.removeprefix("file://")  # which Beam does not know
   if not path or _is_there(path):
     return [path] if path else []
   folder, pattern = os.path.split(path)

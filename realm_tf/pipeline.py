@@ -12,7 +12,6 @@ import ctypes
 import functools
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -27,14 +26,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from realm_tf import (
-    artifacts, json_lines, ownership, paths, plots, progress, settings, stages)
+    artifacts, input_files, json_lines, ownership, paths, plots, progress, settings, stages)
 from realm_tf.stages import PORT, Stage
 
 STATE = "pipeline.json"
 SUMMARY = "summary.json"
 PLOT = "training.png"
 _DIGESTS = "digests"  # in the state beside the stages: names, sizes and dates of files -> digest of their content
-_UNREAD = re.compile(r"(^|/)\.|[\ud800-\udfff]|/$")  # hidden names, names that are not UTF-8, empty folders
 _HARMLESS = ("log_every", "checkpoint_every", "workdir")  # settings that change no result
 _SAVE_EVERY_SECS = 5.0  # how often a running stage's time is written down
 _LOOK_SECS = 0.5  # how often a server beside a stage is looked at
@@ -292,10 +290,15 @@ def _is_there(path: str) -> bool:
 
 def _files(path: str) -> list[tuple[str, str]]:
   """(relative name, path) of a file, or of all files below a folder that can be read and are not hidden."""
-  if not paths.is_folder(path):
-    return [(os.path.basename(path), path)]
-  found = [(name, os.path.join(path, name)) for name in ownership.contents_of(path)]
-  return [(name, at) for name, at in found if not _UNREAD.search(name) and artifacts.gfile.exists(at)]
+  found = [at for at in sorted(input_files.walk(path)) if _can_be_read(at)]
+  return [(os.path.basename(at) if at == path else os.path.relpath(at, path), at) for at in found]
+
+
+def _can_be_read(path: str) -> bool:
+  """Whether it is a file, with a name in UTF-8; a pipe would never end."""
+  return json_lines.is_writable(path) and (
+    paths.is_remote(path) or os.path.isfile(path) and os.access(path, os.R_OK)
+  )
 
 
 # ============================================================================================================== summary

@@ -20,6 +20,7 @@ import ast
 import csv
 import dataclasses
 import html.parser
+import io
 import itertools
 import os
 import re
@@ -173,18 +174,26 @@ def records(path: str) -> Iterator[tuple[int, object]]:
   that cannot be read comes as its json_lines.Record.
   """
   with artifacts.gfile.GFile(path, "rb") as packed:
-    file = json_lines.unpacked(packed)
-    if file.peek().lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
-      for record in json_lines.read(file):
-        listed = None if record.row is None else _listed(record.row)
-        if listed is None:
-          yield record.number, record.row or record
-        else:
-          yield from enumerate(listed, 1)
-      return
-    for piece in json_lines.lines(file):
-      if piece.raw.strip():
-        yield piece.line, _columns(piece)
+    file, number = json_lines.unpacked(packed), 0
+    try:
+      if file.peek().lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+        yield from _json_records(file)
+        return
+      for piece in json_lines.lines(file):
+        number = piece.line
+        if piece.raw.strip():
+          yield number, _columns(piece)
+    except json_lines.Unreadable as error:
+      yield number + 1, json_lines.end_of(error, number, "line")
+
+
+def _json_records(file: io.BufferedReader) -> Iterator[tuple[int, object]]:
+  for record in json_lines.records(file):
+    listed = None if record.row is None else _listed(record.row)
+    if listed is None:
+      yield record.number, record.row or record
+    else:
+      yield from enumerate(listed, 1)
 
 
 def _columns(piece: json_lines.Piece):

@@ -31,6 +31,7 @@ class QaExamples:
     self.rows, self.table, self.tokenizer, self.search = rows, table, tokenizer, search
     self.embeddings, self.reader, self.num_read, self.passage_length = embeddings, reader, num_read, passage_length
     self.ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
+    questions.tell_cut(np.diff(self.ids.splits), length=reader.query_length)
     self.answer_ids = [[] if row.regex or not row.answers else tokenizer(row.answers).to_list() for row in rows]
     self.matcher = metrics.AnswerMatcher(table.texts, raw=raw)
     self._ranges: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (question, passage) -> where its expressions match

@@ -6,6 +6,7 @@
 import dataclasses
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -109,6 +110,16 @@ def _read(path: str, parse, form: str) -> list[Question]:
   return rows
 
 
+def tell_cut(sizes: np.ndarray, *, length: int) -> None:
+  """Says on stderr how many questions do not fit in `length` word pieces with [CLS] and [SEP]."""
+  if num_cut := np.count_nonzero(sizes > length - 2):
+    print(
+      f"WARNING: {num_cut:,} of {len(sizes):,} questions are longer than {length - 2} word pieces; "
+      "what is beyond is not read.",
+      file=sys.stderr,
+    )
+
+
 def packed_questions(questions: Sequence[Question], *, tokenizer: Tokenizer, length: int) -> np.ndarray:
   """Questions as the query tower reads them: [N, length] int32."""
   ids = tokenizer(tf.constant([question.text for question in questions], tf.string))
@@ -146,7 +157,7 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
       over the source.
   """
   for path in (train, test):
-    ownership.check_apart(path, [source])
+    ownership.check_file(path, reads=[source])
   parts, rejected = {train: [], test: []}, []
   with artifacts.gfile.GFile(source, "rb") as file:
     for record in json_lines.read(file):
@@ -165,7 +176,6 @@ def split_by_title(source: str, *, train: str, test: str, test_share: float = 0.
   for path, lines in parts.items():
     if not lines:
       raise artifacts.UserError(f"{source!r} has too few titles to split: nothing is left for {path!r}.")
-    artifacts.gfile.makedirs(os.path.dirname(path) or ".")
     artifacts.write_text(path, "".join(lines))
   return {path: len(lines) for path, lines in parts.items()}
 

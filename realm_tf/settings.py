@@ -10,7 +10,7 @@ import tensorflow as tf
 from absl import app, flags
 from ml_collections import config_flags
 
-from realm_tf import artifacts, devices, examples, passages, published, snapshots
+from realm_tf import artifacts, devices, errors, examples, passages, published, snapshots
 from realm_tf.models import encoder
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
@@ -115,6 +115,8 @@ def start(main: Callable[[Sequence[str]], None]) -> None:
   def guarded(argv):
     try:
       main(argv)
+    except UnicodeEncodeError as error:
+      sys.exit(errors.words_of(error))
     except (artifacts.UserError, OSError, tf.errors.OpError) as error:
       sys.exit(f"{type(error).__name__}: {error}")
 

@@ -116,12 +116,23 @@ def read(path: str) -> Vocabulary:
     VocabularyError: nothing there, or not a tokenizer of BERT's kind; the message says why.
   """
   path = artifacts.latest(os.path.join(path, "snapshots")) or transformer_in(path)
+  try:
+    return _read(path)
+  except (TypeError, LookupError, AttributeError) as error:
+    raise VocabularyError(
+      f"the tokenizer's files at {path!r} are not in the layout of Hugging Face ({error!r}). "
+      "Download them again, or give a vocab.txt that lies alone in a folder."
+    ) from error
+
+
+def _read(path: str) -> Vocabulary:
   folder = path if gfile.isdir(path) else os.path.dirname(path)
   told = _json(os.path.join(folder, TOKENIZER))
   _check_tokenizer(told, os.path.join(folder, TOKENIZER))
   lines = os.path.join(folder, VOCAB) if folder == path else path
   if gfile.exists(lines) and os.path.basename(lines) != TOKENIZER:
     pieces = _read_lines(lines)
+    _check_same(pieces, told, lines)
   elif told:
     lines = os.path.join(folder, TOKENIZER)
     pieces = _by_id(told["model"]["vocab"], lines)
@@ -220,6 +231,17 @@ def _read_lines(path: str) -> list[str]:
       f"{path!r} is not UTF-8 ({error}); a vocabulary is text, one word piece a line."
     ) from error
   return [line.removesuffix("\r") for line in lines]
+
+
+def _check_same(pieces: Sequence[str], tokenizer: Mapping, path: str) -> None:
+  """Refuses a vocab.txt beside a tokenizer.json that numbers its word pieces in another way."""
+  told = tokenizer["model"].get("vocab", {}) if tokenizer else {}
+  for piece, row in told.items():
+    if row < len(pieces) and pieces[row] != piece:
+      raise VocabularyError(
+        f"line {row + 1} of {path!r} is {pieces[row]!r}, and {TOKENIZER} beside it has {piece!r} "
+        "there. Give the file that the model was trained with as --vocab, in a folder of its own."
+      )
 
 
 def _json(path: str) -> dict:

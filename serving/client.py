@@ -521,6 +521,10 @@ def run(args: flags.FlagValues) -> None:
   """Does what the flags say. Raises ClientError."""
   if args.output and not args.questions:
     raise ClientError("--output goes with --questions.")
+  if args.output and os.path.isdir(args.output):
+    raise ClientError(f"--output={args.output!r} is a folder; give the name of a file to write.")
+  if args.output and os.path.realpath(args.output) == os.path.realpath(args.questions):
+    raise ClientError(f"--output={args.output!r} is the file of the questions; write elsewhere.")
   if args.fill is not None and signatures.MASK not in args.fill:
     raise ClientError(f"got --fill={args.fill!r}; put {signatures.MASK} where a word is to be filled in.")
   client = Client(args.server, model_name=args.model_name, version=args.version, label=args.label, timeout_secs=args.timeout_secs)

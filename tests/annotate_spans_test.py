@@ -100,6 +100,14 @@ def test_same_again(made, capsys):
   assert annotate_spans.run(str(folder / "P"), str(folder / "S")) == info and "already made" in capsys.readouterr().out
 
 
+def test_texts_without_capital_letters_get_advice(tmp_path):
+  (tmp_path / "mill.txt").write_text("水车坐落在河边。磨坊主姓张。", encoding="utf-8")
+  make_passages.run(f"{tmp_path}/mill.txt", f"{tmp_path}/P", vocab_size=100)
+  with pytest.raises(annotate_spans.TaggerError, match="finds no span.*English.*spacy:NAME"):
+    annotate_spans.run(f"{tmp_path}/P", f"{tmp_path}/S")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["P", "mill.txt"]
+
+
 def test_unknown_tagger_and_missing_passages(made, tmp_path):
   with pytest.raises(annotate_spans.TaggerError, match="wanted one of rules, spacy:NAME, or a folder of realm_tf.train_tagger"):
     annotate_spans.run(str(made[0] / "P"), str(tmp_path / "S"), tagger="rule")

@@ -422,6 +422,8 @@ def test_waits_no_longer_than_its_timeout_and_not_for_what_will_not_pass(service
     (["--questions=BAD", "--question=q"], ["At most one of (question, questions, fill)"]),
     (["--output=x", "--question=q"], ["--output goes with --questions"]),
     (["--fill=no blank"], ["put [MASK] where"]),
+    (["--questions=LONG", "--output=LONG"], ["is the file of the questions; write elsewhere"]),
+    (["--questions=LONG", "--output=/tmp"], ["is a folder; give the name of a file"]),
 ], ids=lambda value: value[-1][:30])
 def test_mistakes_end_with_a_clear_line(service, tmp_path, arguments, words):
   service, address = service

@@ -123,6 +123,8 @@ NO_PROSE = {
   "a.csv.gz": (gzip.compress(b"id,text\n"), "table_file"),
   "page": (b"<!DOCTYPE html>\n<html><p>Hello.</p></html>", "xml_or_html_file"),
   "dump.xml.bz2": (bz2.compress(b'<mediawiki xmlns="x"><page/></mediawiki>'), "xml_or_html_file"),
+  "part.html": (b"<div>The <b>mill</b> stands.</div>", "xml_or_html_file"),
+  "saved.htm.gz": (gzip.compress(b"<!-- saved -->\n<html><p>Hello.</html>"), "xml_or_html_file"),
   "latin1.txt": ("Die Mühle gehört Ada.".encode("latin-1"), "bad_utf8"),
   "broken.bz2": (bz2.compress(TEXT.encode())[:20] + b"\xff" * 30, "broken_bz2"),
   "cut.xz": (lzma.compress(TEXT.encode())[:-20], "truncated_xz"),

@@ -102,6 +102,22 @@ def test_batches_do_not_change_embeddings(batch_size, jit_compile, corpus, snaps
   assert 0 < info["padded_share"] < 1
 
 
+def test_passages_longer_than_the_retriever_reads_are_told(corpus, snapshot, tmp_path, capfd):
+  info = embed_passages.embed(
+    str(tmp_path / "index"), snapshot=snapshot, passages_folder=corpus, jit_compile=False
+  )
+  table = passages.load(corpus)
+  sizes = np.diff(table.title_ids.splits) + np.diff(table.text_ids.splits) + passages.SPECIAL_TOKENS
+  cut = np.maximum(sizes - PASSAGE_LENGTH, 0)
+  assert (cut > 0).any()
+  assert info["counts"]["cut_passages"] == np.count_nonzero(cut)
+  assert info["counts"]["cut_tokens"] == cut.sum()
+  assert info["counts"]["tokens"] == sizes.sum() - cut.sum()
+  last = capfd.readouterr().out.splitlines()[-1]
+  assert f"WARNING: {np.count_nonzero(cut)} of 90 passages are longer than the retriever" in last
+  assert f"and {cut.sum() / sizes.sum():.1%} of all word pieces are not embedded" in last
+
+
 def test_scann_is_measured_by_embedded_sentences(snapshot, tmp_path, monkeypatch, capfd):
   """Of some passages one sentence, as the query tower embeds it; exact search needs none."""
   monkeypatch.setattr(searchers, "MIN_ROWS", 100)
@@ -130,7 +146,7 @@ def test_scann_is_measured_by_embedded_sentences(snapshot, tmp_path, monkeypatch
   assert [width["num"] for width in widths] == [10, 100, 600] and all(
     width["recall"] >= 0.98 for width in widths
   ), widths
-  last = capfd.readouterr().out.strip().splitlines()[-1]
+  last, _ = capfd.readouterr().out.strip().splitlines()[-2:]  # then the passages that were cut
   assert (
     f"ScaNN's recall {widths[0]['recall']:.4f} at 10, {widths[1]['recall']:.4f} at 100" in last
     and "wanted 0.98" in last

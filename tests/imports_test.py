@@ -48,7 +48,7 @@ ALLOWED = {
     "refresh": "artifacts index",
     "retrieval": "artifacts metrics passages examples snapshots tokenization index models.retriever",
     "bm25": "characters passages retrieval",
-    "settings": "artifacts devices examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
+    "settings": "artifacts devices errors examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
     "block_records": "artifacts checkpoints settings",
     "questions": "artifacts json_lines metrics ownership passages examples settings tokenization",
     "qa_examples": "answering examples index metrics passages progress questions models.span_reader",

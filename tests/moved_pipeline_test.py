@@ -115,6 +115,25 @@ def test_inputs_of_one_s_own_are_known_by_their_content(run, tmp_path, monkeypat
     run(config(".", "../data"))
 
 
+def test_what_cannot_be_read_in_a_corpus_folder_stops_nothing(run):
+  os.makedirs("docs/.hidden")
+  os.makedirs("elsewhere")
+  for name in ("docs/a.txt", "docs/.hidden/b.txt", "elsewhere/c.txt", "docs/b\udcff.txt"):
+    with open(name, "w", encoding="utf-8") as file:
+      file.write(name[:6])
+  os.symlink("nowhere", "docs/dangling")
+  os.symlink(".", "docs/loop")
+  os.symlink("../elsewhere", "docs/linked")
+  os.mkfifo("docs/pipe")
+  config = own_corpus.get_config()
+  config.run_dir, config.corpus.knowledge = "run", "docs"
+  assert run(config) and run(config) == []
+  artifacts.write_text("docs/.hidden/b.txt", "not read")
+  assert run(config) == []
+  artifacts.write_text("elsewhere/c.txt", "read through a link")
+  assert run(config) == ["passages"]
+
+
 def test_redo_deletes_what_the_stages_left_and_nothing_else(run, tmp_path):
   config = quickstart_in("run")
   run(config)

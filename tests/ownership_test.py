@@ -1,5 +1,6 @@
 """realm_tf/ownership.py: nothing of somebody else's is deleted, and every job says so before it works."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -222,6 +223,29 @@ def test_tidy_deletes_what_killed_jobs_left_only(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- each writer
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_do_not_write_one_folder(resume, tmp_path):
+  def begin() -> artifacts.Publication:
+    return artifacts.begin(
+      str(tmp_path / "A"), kind="things", config={}, inputs={}, resume=resume
+    )
+
+  first = begin()
+  write(pathlib.Path(first.path), part_txt="an hour's work")
+  ownership.release(first.path)
+  other = os.open(first.path, os.O_RDONLY)  # as another process has it
+  fcntl.flock(other, fcntl.LOCK_EX)
+  was = tree(tmp_path)
+  with pytest.raises(ArtifactError, match="another process is writing to .*wait until it ends"):
+    begin()
+  assert tree(tmp_path) == was
+  os.close(other)  # it was killed
+  again = begin()
+  assert os.path.exists(os.path.join(again.path, "part.txt")) == resume
+  again.finish({})
+  assert artifacts.is_complete(again.folder) and again.path not in ownership._claims
+
+
 @pytest.fixture
 def docs(tmp_path) -> pathlib.Path:
   write(
@@ -339,6 +363,41 @@ def test_files_are_not_written_over_their_input(tmp_path):
     with pytest.raises(ArtifactError, match="is the input"):
       job()
     assert tree(tmp_path) == was
+
+
+def test_a_file_s_place_is_checked_before_the_work(tmp_path):
+  given = tmp_path / "q.jsonl"
+  given.write_text('{"question": "who", "answer": ["x"]}\n')
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "link").symlink_to(given)
+  for path, words in (
+    (tmp_path / "folder", "is a folder; give the name of a file"),
+    (f"{tmp_path}/new/", "is a folder; give the name of a file"),
+    (given, "is the input"),
+    (tmp_path / "link", "is the input"),
+  ):
+    with pytest.raises(ArtifactError, match=words):
+      ownership.check_file(str(path), reads=[str(given)])
+  ownership.check_file(str(tmp_path / "new" / "deep" / "p.jsonl"), reads=[str(given)])
+  assert (tmp_path / "new" / "deep").is_dir()
+
+
+@pytest.mark.parametrize(
+  "command",
+  ["beam_jobs.make_passages --input=docs --output", "realm_tf.explain --question=who --workdir"],
+)
+def test_a_folder_s_name_that_is_not_utf8_ends_with_a_line(command, docs):
+  done = subprocess.run(
+    [sys.executable, "-m", *f"{command}=P\udcff".split()],
+    cwd=docs.parent,
+    env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+  assert "P\\udcff" in done.stderr and "is not UTF-8, as names of files must be" in done.stderr
+  assert os.listdir(docs.parent) == ["docs"]
 
 
 def test_the_built_in_corpus_is_written_over_itself_only(tmp_path):

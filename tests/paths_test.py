@@ -42,6 +42,7 @@ def found(text: str) -> list[list[str]]:
     ("my [v2] run, final?*", [["my [v2] run, final?*"]]),
     ("my [v2] run, final?*/*.txt", [["my [v2] run, final?*/x.txt", "my [v2] run, final?*/y.txt"]]),
     ("*/x.txt,d", [["d/x.txt", "my [v2] run, final?*/x.txt"], ["d"]]),
+    ("file://d/x.txt,a1.txt", [["d/x.txt"], ["a1.txt"]]),
     ("nowhere,a1.txt", [[], ["a1.txt"]]),
     ("nowhere/*", [[]]),
     ("", []),

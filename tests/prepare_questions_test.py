@@ -231,6 +231,21 @@ def test_bad_records_cost_themselves_and_can_be_written(tmp_path):
   assert table.splitlines()[-1].startswith("WARNING: 5 of 6 records were rejected: ") and f"first: record 1 of {path}" in table
 
 
+@pytest.mark.parametrize("rows", [
+    b'{"question": "q%d", "answer": ["a"]}\n', b"q%d\t['a']\n"], ids=["JSON", "columns"])
+def test_what_is_whole_in_a_file_that_was_cut_off_is_used(rows, tmp_path):
+  path = tmp_path / "q.gz"
+  path.write_bytes(gzip.compress(b"".join(rows % number for number in range(3000)))[:-2000])
+  table = prepare_questions.prepare("nq", str(path), str(tmp_path / "Q"), split="test")
+  kept = read(tmp_path / "Q", "test")
+  assert kept == [{"question": f"q{number}", "answer": ["a"]} for number in range(len(kept))]
+  assert 100 < len(kept) < 3000 and "rejected: the file is truncated gzip from there on" in table
+  assert read(tmp_path / "Q", "rejected.test")[0]["record"] == len(kept) + 1
+  path.write_bytes(gzip.compress(rows % 1)[:12])
+  with pytest.raises(artifacts.UserError, match="no usable question.*the file is truncated gzip"):
+    prepare_questions.prepare("nq", str(path), str(tmp_path / "E"))
+
+
 # ------------------------------------------------------------------------------------------------- split, counts, words
 
 

@@ -174,7 +174,7 @@ def first_index(toy) -> retrieval.IndexedRetriever:
   return retrieval.load(toy.path("ict/indexes/00000000"), passages=toy.config().passages, snapshot=toy.path("ict/snapshots/00000000"))
 
 
-def test_long_and_strange_questions_are_retrieved_for_and_answered(toy, first_index):
+def test_long_and_strange_questions_are_retrieved_for_and_answered(toy, first_index, capfd):
   """Through packing, both searchers, reading and the choice of an answer."""
   from realm_tf import answering, index
 
@@ -192,6 +192,9 @@ def test_long_and_strange_questions_are_retrieved_for_and_answered(toy, first_in
       ("dense", lambda ids, texts: first_index.search(ids, 8), index.read_embeddings(first_index.folder, num_rows=len(table))),
       ("bm25", lambda ids, texts: sparse.search(texts, 8), None)):
     data = finetune.QaExamples(rows, table, tokenizer=tokenizer, search=search, embeddings=embeddings, reader=reader, num_read=2)
+    cut = sum(len(tokenizer([row.text])[0]) > 22 for row in rows)
+    told = f"WARNING: {cut} of 6 questions are longer than 22 word pieces"
+    assert cut and told in capfd.readouterr().err
     inputs, numbers = data.inputs(np.arange(6))
     model = finetune.OpenQaModel(None if embeddings is None else first_index.retriever.query_tower, reader, sep_id=tokenizer.sep_id)
     outputs = model.predict_on_batch(inputs)

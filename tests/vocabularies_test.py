@@ -238,6 +238,15 @@ def test_rules_of_our_own_artifacts(tmp_path):
       "is made of WordEmbeddings",
     ),
     (dict(modules={"no": "list"}), "is no list of modules"),
+    (
+      dict(pieces=[*PIECES[:-2], "tower", "##s"], tokenizer={}),
+      "line 7 of .*vocab.txt' is 'tower', and tokenizer.json beside it has '##s' there",
+    ),
+    (dict(pieces=None, tokenizer={"model": {"type": "WordPiece"}}), "not in the layout of Hugging"),
+    (dict(tokenizer={"added_tokens": None}), "not in the layout of Hugging Face"),
+    (dict(added_tokens={"[X]": "8"}), "not in the layout of Hugging Face"),
+    (dict(config={"vocab_size": "8"}), "not in the layout of Hugging Face"),
+    (dict(info={"tokenizer": {"lowercase": True}}), "not in the layout of Hugging Face"),
   ],
 )
 def test_what_is_refused(files, words, tmp_path):
