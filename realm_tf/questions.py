@@ -5,7 +5,6 @@
 
 import dataclasses
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 
