@@ -310,7 +310,7 @@ def test_recall_is_of_the_search_that_a_server_does(system, toy, workdirs, monke
     "recall_at_1 to 10": "narrow for 10, asked for 10",
     "recall_at_20 to 5000": "narrow for 32, asked for 32",
   }
-  assert not any(name.startswith(("exact", "overlap")) for name in exact)
+  assert not any(name.startswith(("exact_recall", "overlap")) for name in exact)
 
 
 def test_an_index_that_finds_less_than_wanted_is_told(toy, tmp_path, capfd):
