@@ -398,7 +398,13 @@ class _Scanner:
     )
 
   def end(self) -> Iterator[Piece]:
-    yield from self._give(len(self._data)) if self._open else self._between(len(self._data))
+    """What is left. Raises Unreadable if an array ends between two elements, without its bracket."""
+    if self._open:
+      yield from self._give(len(self._data))
+      return
+    yield from self._between(len(self._data))
+    if self._array:
+      raise Unreadable("truncated_array")
 
   def _see(self, place: int) -> Iterator[Piece]:
     byte = self._data[place]

@@ -219,3 +219,10 @@ def test_the_benchmark_reads_them_too(tmp_path):
   path = tmp_path / "q.jsonl"
   path.write_bytes(b"\n".join(QUESTIONS[:1] + QUESTIONS[2:4]))
   assert len(model_server_load.requests_of(str(path))) == 2
+
+
+@pytest.mark.parametrize("end", ["", ",", ",\n  ", "\n"])
+def test_an_array_that_ends_between_two_elements_is_told(end):
+  records = list(json_lines.read((json.dumps(ROWS)[:-1] + end).encode()))
+  assert [record.row for record in records] == [*ROWS, None], records
+  assert records[-1].reason == "the file is truncated array from there on", records[-1]
