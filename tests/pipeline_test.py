@@ -49,7 +49,7 @@ def summary_of(run_dir: str) -> dict:
   return json.loads(artifacts.read_text(os.path.join(run_dir, pipeline.SUMMARY)))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_quickstart(tmp_path):
   run_dir = str(tmp_path / "run")
   first = run_pipeline(run_dir, TINY)
@@ -68,7 +68,7 @@ def test_quickstart(tmp_path):
   # Again: nothing to do.
   started = time.monotonic()
   second = run_pipeline(run_dir, TINY)
-  assert not stages_run(second) and time.monotonic() - started < 20
+  assert not stages_run(second) and time.monotonic() - started < 60
   assert summary_of(run_dir) == summary
 
   # What was deleted is made again, and nothing else; trained models stay.
