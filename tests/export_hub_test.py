@@ -117,7 +117,7 @@ def test_loaded_values_are_the_models_own(exported):
   close(module.signatures["serving_default"](query=tf.constant(QUERIES))["embedding"], wanted["queries"], "serving_default")
   assert np.ptp(np.asarray(wanted["queries"]), axis=0).max() > 0.1, "all embeddings alike: nothing was compared"
   with open(module.vocab_file.asset_path.numpy()) as file:
-    assert file.read().split() == exported.tokenizer.pieces
+    assert file.read().split() == list(exported.tokenizer.pieces)
 
 
 @pretrained_only
