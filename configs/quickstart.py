@@ -2,7 +2,7 @@
 
     make quickstart
 
-2,000 passages, 9,000 pre-training sentences, 7,000 questions; models of 2 layers x 64. 15 minutes on two cores; exact match 65.
+2,000 passages, 9,000 pre-training sentences, 7,000 questions; models of 2 layers x 64. 15 minutes on two idle cores; exact match 65 to 70.
 """
 
 from ml_collections import config_dict
