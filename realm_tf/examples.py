@@ -388,8 +388,10 @@ class MaskedSentences:
     check_vocabulary(info, folder, tokenizer)
     self.tokenizer, self.max_masks, self.masking, self.room = tokenizer, max_masks, masking, query_length - 2
     source = info["inputs"]["passages"]
-    ids, own, spans = self._salient(folder) if masking == "salient" else self._all(
-        artifacts.find_input(folder, "passages", advice="Put them back, or annotate them again."))
+    if masking != "salient" or source["fingerprint"] != knowledge.fingerprint:
+      advice = "Put them back, or annotate them again."
+      source = {**source, "path": artifacts.find_input(folder, "passages", advice=advice)}
+    ids, own, spans = self._salient(folder) if masking == "salient" else self._all(source["path"])
     if not ids:
       raise artifacts.ArtifactError(
           f"{folder!r} has no span within {query_length} word pieces; annotate other passages or raise query_length.")

@@ -264,7 +264,10 @@ def write_passages(records: str, output: str, *, tokenizer: Tokenizer, num_passa
       bad += sum((title.encode(), text.encode()) != record for (title, (text,)), record in zip(blocks, batch))
       rate.add(len(batch))
     if found < num_passages:
-      raise CheckpointError(f"{' and '.join(filter(None, (records, titles)))!r} hold {found} passages, the checkpoint embeddings of {num_passages}: they do not belong together.")
+      files = [path for path in (records, titles) if path]
+      raise CheckpointError(
+          f"{' and '.join(map(repr, files))} {'hold' if files[1:] else 'holds'} {found} passages, the "
+          f"checkpoint embeddings of {num_passages}: they do not belong together.")
     vocabularies.write(staged.path, tokenizer.pieces)
     staged.counts = {"passages": num_passages, "bad_utf8": bad}  # kept, with U+FFFD, because passage i is row i
     staged.details = tokenizer.details

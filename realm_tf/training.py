@@ -159,7 +159,7 @@ class KeepBest(keras.callbacks.Callback):
       kept = self.write_snapshot(self.root, self.step, self.measured)
       for folder in artifacts.complete_folders(self.root):
         if folder != kept:
-          artifacts.remove(folder)
+          ownership.remove(folder)
 
   def take(self) -> dict:
     """Gives the model its best weights; returns what info.json should say of them.

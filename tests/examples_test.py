@@ -442,11 +442,11 @@ def test_no_span_fits_and_another_vocabulary(toy, tokenizer):
       tokenizer=Tokenizer(config.passages),
       query_length=3,
       max_masks=4,
-      knowledge=None,
+      knowledge=passages.load(config.passages),
     )
   with pytest.raises(artifacts.ArtifactError, match="was made with vocabulary .*, this run has .*vocab.txt") as caught:
     examples.MaskedSentences(
-      config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=None
+      config.spans, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=passages.load(config.passages)
     )
   print(caught.value)
 

@@ -130,7 +130,7 @@ def test_a_moved_run_is_whole(run, moved, toy):
     tokenizer=snapshots.load_tokenizer("ict/snapshots/00000002"),
     query_length=24,
     max_masks=5,
-    knowledge="",
+    knowledge=passages.load("passages"),
     masking="uniform",
   )
   assert len(sentences) == 64

@@ -91,6 +91,8 @@ def test_own_passage_and_null_passage(toy, tmp_path, drop, null):
 class Found:
   """Stands in for an index: the first passages, for every query."""
 
+  num_rows = 32
+
   def search(self, query_ids: np.ndarray, num: int) -> retrieval.Found:
     numbers = np.tile(np.arange(num, dtype=np.int32), (len(query_ids), 1))
     return retrieval.Found(numbers, np.zeros(numbers.shape, np.float32))
@@ -119,7 +121,7 @@ def test_every_span_of_a_passage_is_as_likely(toy, masking):
     tokenizer=tokenizer,
     query_length=24,
     max_masks=5,
-    knowledge=table.fingerprint,
+    knowledge=table,
     masking=masking,
   )
   num_spans = [max(len(data.spans[row]) // 2, 1) for row in range(len(data))]

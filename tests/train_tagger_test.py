@@ -213,6 +213,7 @@ def corpus(tmp_path_factory):
 def config_of(corpus, **values) -> config_dict.ConfigDict:
   return config_dict.ConfigDict(dict(
       seed=0, jit_compile=False, vocab=str(corpus / "P"), lower_case=True,
+      optimizer=dict(bias_correction=True, min_warmup_steps=1),
       encoder=dict(preset="", num_layers=1, num_heads=2, hidden_dim=32, intermediate_dim=64, max_sequence_length=64, dropout=0.0,
                    init_std=0.15),
       tagger=dict(dict(workdir="", train=str(corpus / "a.conll"), held_out="0.25", types=(), length=48, steps=120, batch_size=16,
