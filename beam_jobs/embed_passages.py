@@ -295,7 +295,9 @@ def define_flags() -> None:
     "searcher", "exact", ("exact", "scann"), "What the index is for; exact is the embeddings alone."
   )
   flags.DEFINE_float(
-    "recall", 0.98, "For ScaNN: the wanted share of the exact best passages that a search finds."
+    "recall",
+    IndexConfig.recall,
+    "For ScaNN: the wanted share of the exact best passages that a search finds.",
   )
   flags.DEFINE_integer(
     "num_leaves", None, "ScaNN's partitions; the square root of the number of passages by default."

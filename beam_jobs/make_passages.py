@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import itertools
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -32,8 +31,6 @@ REJECTED = "rejected.jsonl"
 DUPLICATE = "duplicate"
 _MOST_UNKNOWN = 0.01  # share of word pieces that are [UNK] above which people are told
 _VOCABULARY_CHARS = 40_000_000  # what a vocabulary is learned from, spread evenly over the corpus
-_LONG_WORD = re.compile(r"(\S{1000})")  # to learn from it whole would take hours
-_MAX_PIECE_BYTES = 256  # the tokenizer takes no longer word piece
 _BATCH_ARTICLES, _BATCH_CHARS, _BATCH_PASSAGES = 64, 4_000_000, 256  # per call of the tokenizer
 
 
@@ -341,8 +338,7 @@ def _write_vocabulary(
     sample = [text for text in _sample(chunks) if text.strip()]
     if not sample:
       raise rejections.nothing(inputs, list(_rejected(chunks)))
-    learned = tokenization.train_vocabulary(sample, size=size, rules=rules)
-    pieces = [piece for piece in learned if len(piece.removeprefix("##").encode()) <= _MAX_PIECE_BYTES]
+    pieces = tokenization.train_vocabulary(sample, size=size, rules=rules)
     if not set(pieces) - set(tokenization.SPECIAL):
       raise CorpusError(
           f"no word piece can be learned with --vocab_size={size} from texts like {sample[0].strip()[:60]!r}; wanted letters, and room "
@@ -359,7 +355,7 @@ def _sample(chunks: Sequence[Chunk]) -> Iterator[str]:
       if left <= 0:
         break
       if not article.reason:
-        yield _LONG_WORD.sub(r"\1 ", f"{article.title}\n{article.text}"[:left])
+        yield f"{article.title}\n{article.text}"[:left]
         left -= len(article.title) + len(article.text)
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from realm_tf import artifacts, input_files, json_lines
+from realm_tf import artifacts, input_files, json_lines, paths
 
 FORMATS = ("auto", "wikiextractor", "jsonl", "text")
 WANTED = (
@@ -94,11 +94,11 @@ def find_sources(inputs: str, *, format: str) -> list[Source]:
   if format not in FORMATS:
     raise CorpusError(f"--format={format!r} is unknown; wanted one of {', '.join(FORMATS)}.")
   try:
-    paths = input_files.find(inputs)
+    files = input_files.find(inputs)
   except artifacts.UserError as error:
     raise CorpusError(f"--input {inputs!r} matches no file: {error}") from error
   with futures.ThreadPoolExecutor() as pool:
-    sources = list(pool.map(lambda path: _look_at(path, format=format), paths))
+    sources = list(pool.map(lambda path: _look_at(path, format=format), files))
   if not any(source.size_bytes or source.reason for source in sources):
     raise CorpusError(
       f"--input {inputs!r} gives {len(sources)} files and all are empty; wanted ({', '.join(FORMATS[1:])})."
@@ -112,7 +112,7 @@ def _look_at(path: str, *, format: str) -> Source:
       os.fsencode(path).decode(errors="backslashreplace"), "text", True, 0, "", "name_not_utf8"
     )
   try:
-    if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+    if not paths.is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
       return Source(path, "text", True, 0, "", "not_a_file")  # a pipe would never end
     with open_(path) as file:
       is_plain = json_lines.is_plain(file.read(8))

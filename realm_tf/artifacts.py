@@ -177,15 +177,15 @@ def publish(folder: str, *, resume: bool = False, **what) -> Iterator[Staged]:
   publication.finish(staged.counts, content=staged.content, details=staged.details)
 
 
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
 def write_text(path: str, text: str) -> None:
   """Writes a small file whole: under a temporary name, then renamed."""
   partial = f"{path}.partial-{os.getpid()}"
   with gfile.GFile(partial, "w") as file:
     file.write(text)
   gfile.rename(partial, path, overwrite=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
 
 
 def read_text(path: str) -> str:

@@ -16,14 +16,14 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from absl import flags
 
 from realm_tf import (
-    artifacts, bm25, closed_book, examples, index, metrics, ownership, passages, questions,
-    retrieval, settings, snapshots)
+    artifacts, bm25, closed_book, examples, index, json_lines, metrics, ownership, passages,
+    questions, retrieval, settings, snapshots)
 from realm_tf.answering import Answer
 from realm_tf.models.open_qa import OpenQaModel
 from realm_tf.models.realm import RealmModel
@@ -121,16 +121,29 @@ def score_answers(rows: Sequence[Question], answers: Sequence[Answer]) -> dict[s
   return scores
 
 
-def recall(rows: Sequence[Question], numbers: Sequence[np.ndarray], table: passages.PassageTable, *,
-           ks: Sequence[int] = RECALL_AT) -> dict[str, float]:
-  """recall@k by both definitions of having an answer: normalised words, and under raw_ the released code's (see AnswerMatcher).
+def matchers(table: passages.PassageTable) -> dict[str, metrics.AnswerMatcher]:
+  """Both definitions of having an answer, by prefix: normalised words, and raw_ as the released code."""
+  return {
+    prefix: metrics.AnswerMatcher(table.texts, raw=raw)
+    for prefix, raw in (("", False), ("raw_", True))
+  }
+
+
+def recall(
+  rows: Sequence[Question],
+  numbers: Sequence[np.ndarray],
+  by: Mapping[str, metrics.AnswerMatcher],
+  *,
+  ks: Sequence[int] = RECALL_AT,
+) -> dict[str, float]:
+  """recall@k by each definition of having an answer.
 
   Args:
     numbers: per question, [K] passage numbers, best first; where K is less than k, recall@k is recall@K.
+    by: of `matchers`; they remember the passages that they have looked at.
   """
   scores = {}
-  for prefix, raw in (("", False), ("raw_", True)):
-    matcher = metrics.AnswerMatcher(table.texts, raw=raw)
+  for prefix, matcher in by.items():
     found = [matcher.has_answer(beam, row.answers, regex=row.regex, first_only=True) for row, beam in zip(rows, numbers)]
     scores |= {f"{prefix}{name}": value for name, value in metrics.recall_at(found, ks).items()}
   return scores
@@ -159,17 +172,17 @@ def recall_as_searched(
     `recall`'s scores; `searched_by`, which says what found them; with `exact` also its exact_recall_at_k, and
     overlap_at_k, the share of its best k passages that are among the best k of `search`.
   """
-  scores, exact_scores, searched_by = {}, {}, {}
+  scores, exact_scores, searched_by, by = {}, {}, {}, matchers(table)
   if exact:
     best = retrieval.search_all(lambda part: exact(part, min(RECALL_AT[-1], len(table))), len(rows))
   for low, depth in ((0, SERVED), (SERVED, RECALL_AT[-1])):
     ks, asked = [k for k in RECALL_AT if low < k <= depth], min(depth, len(table))
     numbers = retrieval.search_all(lambda part: search(part, asked), len(rows))
-    scores |= recall(rows, numbers, table, ks=ks)
+    scores |= recall(rows, numbers, by, ks=ks)
     searched_by[f"recall_at_{ks[0]} to {ks[-1]}"] = f"{describe(asked)}, asked for {asked}"
     if exact:
       exact_scores |= {
-        f"exact_{name}": value for name, value in recall(rows, best, table, ks=ks).items()
+        f"exact_{name}": value for name, value in recall(rows, best, by, ks=ks).items()
       }
       exact_scores |= {
         f"overlap_at_{k}": float(
@@ -342,7 +355,7 @@ def evaluate(
     scores = evaluate_fine_tuned(answerer, rows, answers, exact_recall=exact_recall)
     if output:
       lines = [prediction_line(row, answer, answerer.table, num_passages=num_passages) for row, answer in zip(rows, answers)]
-      artifacts.write_text(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+      artifacts.write_text(output, "".join(map(json_lines.dumps, lines)))
   else:
     scores = evaluate_zero_shot(
       workdir,

@@ -401,8 +401,7 @@ class MaskedSentences:
     self._own = OwnPassages(source, np.array(own), knowledge)
     print(
       f"{folder}: {len(self):,} sentences to mask; {self._own.share:.1%} stand in a passage of "
-      f"{knowledge.folder} (of the same "
-      "title and text), which is their own",
+      f"{knowledge.folder} (of the same title and text), which is their own",
       flush=True,
     )
 

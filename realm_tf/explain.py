@@ -290,7 +290,8 @@ def explain_question(workdir: str, question: str, index_folders: Sequence[str] =
   for folder in index_folders or [None]:
     answerer = evaluate.Answerer(workdir, index_folder=folder, passages_folder=folder and index.passages_of(folder, advice=_PUT_BACK))
     spans.append(Spans.of(question, answerer))
-    found.append(spans[-1].explain(folder or info.get("index", info["retrieval"])))
+    searched = answerer.indexed.folder if answerer.kind == "dense" else answerer.kind
+    found.append(spans[-1].explain(searched))
   texts = {best.text for read in spans for best in read.best if best.text}
   answers = [Answer(text, None, [float(read.probabilities(text).sum()) for read in spans]) for text in sorted(texts)]
   return Report("question", question, snapshot, artifacts.step_of(snapshot), found, best_first(answers))

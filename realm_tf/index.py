@@ -72,8 +72,8 @@ def read_embeddings(folder: str, *, num_rows: int) -> np.ndarray:
 
 def read_queries(folder: str) -> np.ndarray | None:
   """The embedded sentences that the folder holds, [Q, D] float32; None without any."""
-  paths = [queries_path(path) for path in shard_paths(folder)]
-  parts = [read_shard(path) for path in paths if artifacts.gfile.exists(path)]
+  files = [queries_path(path) for path in shard_paths(folder)]
+  parts = [read_shard(path) for path in files if artifacts.gfile.exists(path)]
   return np.concatenate(parts) if parts else None
 
 

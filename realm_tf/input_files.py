@@ -37,7 +37,7 @@ def walk(path: str) -> Iterator[str]:
 
   Local folders are read by Python: a name need not be UTF-8 there.
   """
-  if "://" in path:
+  if paths.is_remote(path):
     if not gfile.isdir(path):
       yield path
       return

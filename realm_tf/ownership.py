@@ -4,6 +4,7 @@ An artifact's `info.json` lists its files. Nothing else is ever deleted: neither
 looks like an artifact, nor a file that a user put into one.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -196,8 +197,11 @@ def remove(folder: str) -> None:
 def tidy(root: str) -> None:
   """Deletes what killed jobs left half written or half deleted under `root`."""
   for folder in paths.listed(root, r"\.staging-.*"):
-    if own_info(folder):
-      gfile.rmtree(folder)
+    with contextlib.suppress(ArtifactError):  # another process is writing to it
+      if own_info(folder):
+        claim(folder)
+        gfile.rmtree(folder)
+        release(folder)
   for folder in paths.listed(root, r"\.replaced-.*"):
     remove(folder)
 

@@ -176,7 +176,7 @@ def records(path: str) -> Iterator[tuple[int, object]]:
   with artifacts.gfile.GFile(path, "rb") as packed:
     file, number = json_lines.unpacked(packed), 0
     try:
-      if file.peek().lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+      if file.peek().removeprefix(json_lines.BOM).lstrip().startswith((b"{", b"[")):
         yield from _json_records(file)
         return
       for piece in json_lines.lines(file):

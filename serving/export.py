@@ -36,7 +36,6 @@ SIGNATURES_JSON, SIGNATURES_MD = "signatures.json", "signatures.md"
 EXTRA_ASSETS = "assets.extra"  # where TensorFlow Serving looks for warm-up requests
 WARM_UP = "tf_serving_warmup_requests"
 WARM_UP_BATCH_SIZES = (1, 32)
-NUM_RETRIEVED = 100
 
 _TRAIN_FIRST = "give the workdir of realm_tf.finetune or realm_tf.pretrain that has finished."
 
@@ -256,7 +255,7 @@ def write_warm_up(path: str, names: Sequence[str], texts: Sequence[str]) -> None
 
 
 def export(workdir: str, output: str, *, searcher: str = "exact", num_answers: int = 5, num_passages: int | None = None,
-           num_retrieved: int = NUM_RETRIEVED, num_candidates: int = 5, pretrained: str | None = None,
+           num_retrieved: int = evaluate.SERVED, num_candidates: int = 5, pretrained: str | None = None,
            index_folder: str | None = None, passages_folder: str | None = None, version: int | None = None) -> str:
   """Publishes a new version of a servable; the arguments are the command's flags.
 
@@ -320,7 +319,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum("searcher", "exact", ("exact", "scann"), "exact: ops of TensorFlow and TensorFlow Text only.")
   flags.DEFINE_integer("num_answers", 5, "Answers to a question, and word pieces for a blank.", lower_bound=1)
   flags.DEFINE_integer("num_passages", None, "Passages to read; as many as in training by default.", lower_bound=1)
-  flags.DEFINE_integer("num_retrieved", NUM_RETRIEVED, "Passages to retrieve.", lower_bound=1)
+  flags.DEFINE_integer("num_retrieved", evaluate.SERVED, "Passages to retrieve.", lower_bound=1)
   flags.DEFINE_integer("num_candidates", 5, "Candidates for a blank, the null passage included.", lower_bound=2)
   flags.DEFINE_string("pretrained", None, "Workdir of realm_tf.pretrain, to fill blanks; by default looked for beside W's index.")
   flags.DEFINE_string("index", None, "Index instead of the workdir's own.")

@@ -156,7 +156,7 @@ def test_missing_passages_are_neither_scored_nor_written(toy):
   last = table.texts[-1].split()[0]
   rows = [questions.Question("q", [last])]
   numbers = [np.array([0, index.MISSING, index.MISSING], np.int32)]
-  got = evaluate.recall(rows, numbers, table)
+  got = evaluate.recall(rows, numbers, evaluate.matchers(table))
   line = evaluate.prediction_line(
       rows[0], evaluate.Answer("", 0.0, 0, (0, 0), numbers[0], np.array([1.0, -1e9, -1e9])), table, num_passages=3)
   print(got["recall_at_5"], line["passages"])
