@@ -133,6 +133,23 @@ def end_of(error: Unreadable, number: int, unit: str) -> Record:
   return Record(number + 1, unit, None, reason, "")
 
 
+def parsed(source: BinaryIO | bytes, parse: Callable[[dict], object]) -> tuple[list, list[Record]]:
+  """What `parse` makes of the objects of a file, and the records that are left out.
+
+  Args:
+    source: see `read`.
+    parse: an object → what is kept, or a text: the reason against it.
+  """
+  kept, bad = [], []
+  for record in read(source):
+    made = record.reason or parse(record.row)
+    if isinstance(made, str):
+      bad.append(dataclasses.replace(record, reason=made))
+    else:
+      kept.append(made)
+  return kept, bad
+
+
 def reasons(bad: Iterable[Record]) -> list[str]:
   """How many records are bad, by reason, each with its first example: for people."""
   found = {}

@@ -92,14 +92,8 @@ def read_clozes(path: str) -> list[Question]:
 def _read(path: str, parse, form: str) -> list[Question]:
   if not artifacts.gfile.exists(path):
     raise artifacts.UserError(f"no file {path!r}; wanted lines of {form}.")
-  rows, rejected = [], []
   with artifacts.gfile.GFile(path, "rb") as file:
-    for record in json_lines.read(file):
-      parsed = record.reason or parse(record.row)
-      if isinstance(parsed, str):
-        rejected.append(dataclasses.replace(record, reason=parsed))
-      else:
-        rows.append(parsed)
+    rows, rejected = json_lines.parsed(file, parse)
   if not rows:
     told = "; ".join(json_lines.reasons(rejected)) or "an empty file"
     keys = next((f" The first object has the keys: {', '.join(record.row)}." for record in rejected if record.row), "")

@@ -436,17 +436,9 @@ def read_questions(path: str) -> list[tuple[str, list[str]]]:
   Raises:
     ClientError: no such file, or no question in it.
   """
-  rows, rejected = [], []
   try:
     with open(path, "rb") as file:
-      for record in json_lines.read(file):
-        question, wanted = (record.row or {}).get("question"), (record.row or {}).get("answer", [])
-        reason = record.reason or _reason_against(question)
-        if reason:
-          rejected.append(dataclasses.replace(record, reason=reason))
-        else:
-          wanted = [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else []
-          rows.append((question, [text for text in wanted if isinstance(text, str) and json_lines.is_writable(text)]))
+      rows, rejected = json_lines.parsed(file, _question_of)
   except OSError as error:
     raise ClientError(f"cannot read {path!r}: {error}") from error
   if not rows:
@@ -456,12 +448,17 @@ def read_questions(path: str) -> list[tuple[str, list[str]]]:
   return rows
 
 
-def _reason_against(question) -> str:
+def _question_of(row: dict) -> tuple[str, list[str]] | str:
+  """A record's question and acceptable answers, or what is wrong with it."""
+  question, wanted = row.get("question"), row.get("answer", [])
   if not isinstance(question, str):
     return "the question is not text"
   if not question.strip():
     return "the question is empty"
-  return "" if json_lines.is_writable(question) else json_lines.HALF_A_PAIR
+  if not json_lines.is_writable(question):
+    return json_lines.HALF_A_PAIR
+  wanted = [wanted] if isinstance(wanted, str) else wanted if isinstance(wanted, list) else []
+  return question, [text for text in wanted if isinstance(text, str) and json_lines.is_writable(text)]
 
 
 def answer_all(client: Client, rows: Sequence[tuple[str, list[str]]], *, batch_size: int) -> Iterator[tuple[Answers, list[str]]]:

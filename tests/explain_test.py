@@ -276,6 +276,7 @@ def test_question_is_answered_as_in_evaluation(toy, tuned):
   beam = np.exp(outputs["beam_scores"][0].astype(np.float64))
   print(f"{answer.text!r} {got.probability:.5f}, by hand {by_passage.sum() / total:.5f}; {[c.joint for c in got.candidates]}")
   assert (report.kind, got.answer, got.without_retrieval) == ("question", answer.text, None)
+  assert got.index == answerer.indexed.folder
   assert [candidate.number for candidate in got.candidates] == numbers[0][:3].tolist()
   np.testing.assert_allclose([candidate.joint for candidate in got.candidates], by_passage / total, rtol=1e-4, atol=1e-12)
   np.testing.assert_allclose([candidate.prior for candidate in got.candidates], (beam / beam.sum())[:3], rtol=1e-4)

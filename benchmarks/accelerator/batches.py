@@ -133,8 +133,7 @@ def questions(data: Packed, layout: Layout) -> jax.Array:
   )
 
 
-# --------------------------------------------------------------------------------------------------
-# ----------- packing
+# ------------------------------------------------------------------------------------------ packing
 
 
 def passages(corpus: Corpus, numbers, layout: Layout) -> dict:
@@ -239,8 +238,7 @@ def reader(corpus: Corpus, drawn: Clozes, numbers, layout: Layout) -> dict:
   return {"reader_ids": ids, "reader_segments": ((text >= 0) & (text <= size)).astype(jnp.int32)}
 
 
-# --------------------------------------------------------------------------------------------------
-# ----------- drawing
+# ------------------------------------------------------------------------------------------ drawing
 
 
 def draw(key, values, num: int):
@@ -298,9 +296,11 @@ def ict(corpus: Corpus, key, num: int, layout: Layout, *, removal_rate: float = 
 
 
 def recurring_spans(corpus: Corpus, key, num: int, layout: Layout):
-  """Masked sentences with one other passage that holds the span (Spider, Ram et al.
+  """Masked sentences, each with one other passage that holds its span, and allowed [B, B].
 
-  2022), and allowed [B, B]: 0 for other holders.
+  allowed is 0 for other holders.
+
+  Spider, Ram et al. 2022.
   """
   keys = jax.random.split(key)
   drawn = clozes(corpus, draw_spans(corpus, keys[0], num, asked=num), layout)

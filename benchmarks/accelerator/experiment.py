@@ -326,8 +326,7 @@ class Experiment:
   def _architecture(self) -> Mapping:
     return self.reader.get_config()["architecture"]
 
-  # ------------------------------------------------------------------------------------------------
-  # -------- evaluation
+  # ------------------------------------------------------------------------------------- evaluation
 
   def evaluate(self, name: str, row: dict, *, recall: bool = True) -> None:
     """Reports a row; with zero-shot recall, if the retriever has changed."""

@@ -3,14 +3,14 @@
 import collections
 import hashlib
 import itertools
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
 from benchmarks.accelerator.packed import NONE, Packed, firsts
-from realm_tf import artifacts, bm25, examples, metrics, passages, published, settings
+from realm_tf import (
+  artifacts, bm25, examples, json_lines, metrics, passages, published, settings)
 from realm_tf.passages import PassageTable
 
 MAX_HOLDERS = 20  # of a phrase that is worth asking for, its own passage not counted
@@ -97,9 +97,10 @@ def _corpus(table: PassageTable, *, length: int) -> dict[str, np.ndarray]:
   for number, title in enumerate(table.titles):
     if title not in numbers:
       numbers[title] = len(numbers)
-      titles.append(table.title_ids[number][: (length - 3) // 2])
+      titles.append(table.title_ids[number][: (length - passages.SPECIAL_TOKENS) // 2])
     title_of.append(numbers[title])
-    text = table.text_ids[number][: length - 3 - len(titles[numbers[title]])]
+    room = length - passages.SPECIAL_TOKENS - len(titles[numbers[title]])
+    text = table.text_ids[number][:room]
     first, last = examples.sentence_ranges(table.token_starts[number], table.sentence_starts[number])
     kept = [
       start for start, end in zip(first, last, strict=True) if start < end and start < len(text)
@@ -124,8 +125,7 @@ def _sizes(rows: Sequence[Sequence[int]], dtype=np.uint16) -> np.ndarray:
   return np.array([len(row) for row in rows], dtype)
 
 
-# --------------------------------------------------------------------------------------------------
-# ------------ clozes
+# ------------------------------------------------------------------------------------------- clozes
 
 
 def _clozes(
@@ -244,8 +244,7 @@ def holders_of(
   return found
 
 
-# --------------------------------------------------------------------------------------------------
-# --------- questions
+# ---------------------------------------------------------------------------------------- questions
 
 
 def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str, np.ndarray]:
@@ -253,12 +252,12 @@ def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str
   titles = collections.defaultdict(set)
   for number, title in enumerate(table.titles):
     titles[metrics.normalize_answer(title)].add(number)
-  rows = [
-    (at, row)
-    for at, path in enumerate(paths)
-    for row in map(json.loads, artifacts.read_text(path).splitlines())
-    if metrics.normalize_answer(row["title"]) in titles
-  ]
+  rows = []
+  for at, path in enumerate(paths):
+    with artifacts.gfile.GFile(path, "rb") as file:
+      kept, bad = json_lines.parsed(file, lambda row: _question_of(row, titles))
+    json_lines.tell(path, bad, num_kept=len(kept))
+    rows += [(at, row) for row in kept]
   answers = [
     tuple(sorted(set(map(metrics.normalize_answer, row["answer"])) - {""})) for _, row in rows
   ]
@@ -285,13 +284,23 @@ def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str
   }
 
 
+def _question_of(row: dict, titles: Collection[str]) -> dict | str:
+  """The row if its title is a passage's, otherwise the reason against it."""
+  if not all(isinstance(row.get(name), str) for name in ("question", "title")):
+    return "question or title is not text"
+  if not isinstance(row.get("answer"), list):
+    return "the answer is not a list"
+  if metrics.normalize_answer(row["title"]) not in titles:
+    return "no passage has its title"
+  return row
+
+
 def half_of(title: str) -> int:
   """0 (dev) or 1 (test), by the title alone."""
   return hashlib.sha256(title.encode()).digest()[0] % 2
 
 
-# --------------------------------------------------------------------------------------------------
-# ----------- encoder
+# ------------------------------------------------------------------------------------------ encoder
 
 
 def _encoder(path: str) -> tuple[dict, dict[str, np.ndarray]]:
