@@ -408,7 +408,7 @@ class MaskedSentences:
   def _salient(self, folder: str):
     """Sentences with spans that fit: their word pieces, passage numbers, and span ranges."""
     ids, own, spans = [], [], []
-    for path in passages.shard_paths(folder):
+    for path in passages.shard_paths(folder, SPANS_KIND):
       for row in passages.read_shard(path, passages.Sentence):
         fitting = [(start, end) for start, end in zip(row.span_starts, row.span_ends)
                    if end <= self.room and end - start <= self.max_masks]

@@ -27,6 +27,7 @@ ALLOWED = {
     "losses": "",
     "tokenization": "characters vocabularies",
     "passages": "artifacts paths tokenization",
+    "holders": "artifacts metrics passages",
     "examples": "artifacts passages tokenization",
     "answering": "examples passages",
     "explanations": "artifacts examples tokenization",
