@@ -152,6 +152,7 @@ def test_commands():
 def test_realm_starts_from_recurring_spans_where_the_config_says_so():
   config = quickstart.get_config()
   config.recurring_spans.steps, config.realm.init = 100, config.recurring_spans.workdir
+  config.evaluate.systems = ("recurring_spans", "realm")
   found = {stage.name: stage for stage in stages.stages(config, config_path="c.py", overrides={})}
   names = list(found)
   assert names.index("ict") < names.index("recurring spans") < names.index("realm")
