@@ -80,6 +80,8 @@ def find(phrases: np.ndarray, texts: Sequence[str], numbers: np.ndarray) -> tupl
   """
   found, numbers = [], np.asarray(numbers, np.int32)
   for sequences, rows in _sequences(_words_of(texts)):
+    order = np.argsort(sequences)  # looked up in order, which is many times faster
+    sequences, rows = sequences[order], rows[order]
     known = phrases.searchsorted(sequences, "right") > phrases.searchsorted(sequences, "left")
     found.append((sequences[known], numbers[rows[known]]))
   return pairs(found)
