@@ -1,4 +1,4 @@
-"""Holders: which passages hold a phrase. Hashes of phrases, and the inverted list that `annotate_spans` writes.
+"""Which passages hold a phrase: hashes of phrases, and the inverted list of `annotate_spans`.
 
 A phrase is the words of a text as `metrics.searchable` parts them: NFD, lower case, no punctuation, no
 articles, a Chinese character by itself. A passage holds a phrase if the words of its text contain the
@@ -29,7 +29,7 @@ MAX_WORDS = 10  # of a phrase
 NO_PHRASE = 0
 NO_PASSAGE = -1
 
-_MULTIPLIER = np.uint64(0x94D049BB133111EB)  # odd, and 3 modulo 4: the order of the words counts in (nearly) all bits
+_MULTIPLIER = np.uint64(0x94D049BB133111EB)  # 3 modulo 4: the words' order counts too
 _CACHED_WORDS = 1 << 18
 _NO_PAIRS = (np.zeros([0], np.int64), np.zeros([0], np.int32))
 
@@ -67,7 +67,9 @@ def phrases_of(texts: Sequence[str]) -> np.ndarray:
   return found
 
 
-def find(phrases: np.ndarray, texts: Sequence[str], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find(
+  phrases: np.ndarray, texts: Sequence[str], numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Which of the wanted phrases stand in which texts.
 
   Args:
@@ -115,7 +117,7 @@ def _words_of(texts: Sequence[str]) -> list[list[str]]:
 
 
 def _sequences(texts: Sequence[Sequence[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """For 1, 2, .. `MAX_WORDS` words: the hashes [M] of all sequences of so many, and their texts' rows [M]."""
+  """For 1, 2, .. `MAX_WORDS` words: hashes [M] of all sequences of so many, and their rows [M]."""
   words = np.fromiter(map(_hash_of, itertools.chain.from_iterable(texts)), np.uint64)
   rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
   hashes = np.zeros([len(words) + 1], np.uint64)
