@@ -1,14 +1,14 @@
 """Which passages hold a phrase: hashes of phrases, and the inverted list of `annotate_spans`.
 
-A phrase is the words of a text as `metrics.searchable` parts them: NFD, lower case, no punctuation, no
-articles, a Chinese character by itself. A passage holds a phrase if the words of its text contain the
-phrase's words in a row.
+A phrase is the words of a text as `metrics.searchable` parts them: NFD, lower case, no punctuation,
+no articles, a Chinese character by itself. A passage holds a phrase if the words of its text
+contain the phrase's words in a row.
 
-A phrase is known by 64 bits, kept as int64; 0 stands for no phrase. A word's hash is the first 64 bits
-of BLAKE2b, and n words are combined by a polynomial modulo 2**64, so that the hashes of all phrases of
-n words follow from those of n - 1 words. Two of 20 million phrases share their 64 bits in one of
-100,000 corpora. In one of 70 corpora of 13 million passages, which have 10 billion sequences of up to
-10 words, some passage is taken for the holder of a phrase that it does not hold.
+A phrase is known by 64 bits, kept as int64; 0 stands for no phrase. A word's hash is the first 64
+bits of BLAKE2b, and n words are combined by a polynomial modulo 2**64, so that the hashes of all
+phrases of n words follow from those of n - 1 words. Two of 20 million phrases share their 64 bits
+in one of 100,000 corpora. In one of 70 corpora of 13 million passages, which have 10 billion
+sequences of up to 10 words, some passage is taken for the holder of a phrase that it does not hold.
 """
 
 import dataclasses
@@ -122,11 +122,11 @@ def _sequences(texts: Sequence[Sequence[str]]) -> Iterator[tuple[np.ndarray, np.
   rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
   hashes = np.zeros([len(words) + 1], np.uint64)
   for size in range(1, MAX_WORDS + 1):
-    hashes = hashes[:-1] * _MULTIPLIER + words[size - 1:]
-    inside = rows[:len(hashes)] == rows[size - 1:]  # it ends in the text that it begins in
+    hashes = hashes[:-1] * _MULTIPLIER + words[size - 1 :]
+    inside = rows[: len(hashes)] == rows[size - 1 :]  # it ends in the text that it begins in
     phrases = hashes[inside].view(np.int64)
     phrases[phrases == NO_PHRASE] = 1
-    yield phrases, rows[:len(hashes)][inside]
+    yield phrases, rows[: len(hashes)][inside]
 
 
 @functools.lru_cache(maxsize=_CACHED_WORDS)
@@ -134,7 +134,7 @@ def _hash_of(word: str) -> int:
   return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-# ------------------------------------------------------------------------------------------ the list
+# ---------------------------------------------------------------------------------------- the list
 
 
 @dataclasses.dataclass(frozen=True)
