@@ -50,6 +50,7 @@ def get_config():
       dropout=0.0,
       init_std=0.125,  # of fresh weights; 0.02 for a BERT of published size
   )
+  c.reader_encoder = c.encoder  # the reader's; the same settings, unless a config gives it others
   c.retriever = dict(
       projection_dim=64, query_length=24, passage_length=44,
       title_length=config_dict.placeholder(int),  # most word pieces of a passage's title that are read; None: half of the passage

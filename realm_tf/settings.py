@@ -49,6 +49,10 @@ def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
   with scope(config):
     retriever = Retriever(architecture=architecture, **config.retriever)
   warm = (config.ict.from_mlm and _warm_reader(config, tokenizer)) or published_bert
+  if warm and _sizes(warm.get_config()["architecture"]) != _sizes(architecture):
+    raise errors.UserError(
+      f"the masked-LM warm start {config.mlm.workdir!r} is of other sizes than config.encoder, because config.reader_encoder "
+      "is. Set ict.from_mlm to False.")
   for tower in retriever.towers:
     start_encoder(tower.encoder, warm, config.encoder.init_std)
   return retriever
@@ -56,14 +60,19 @@ def new_retriever(config, tokenizer: Tokenizer) -> Retriever:
 
 def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) -> MaskedReader:
   """A masked reader with fresh or published weights, or with those of the masked-LM warm start where there is one."""
-  architecture, published_bert = new_encoder(config.encoder, tokenizer, config.reader.length)
+  section = config.reader_encoder
+  architecture, published_bert = new_encoder(section, tokenizer, config.reader.length)
   with scope(config):
     reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
   if warm := (warm_start and _warm_reader(config, tokenizer)) or published_bert:
     reader.set_weights(warm.get_weights())
   else:
-    start_encoder(reader.encoder, None, config.encoder.init_std)
+    start_encoder(reader.encoder, None, section.init_std)
   return reader
+
+
+def _sizes(architecture: dict) -> dict:
+  return {name: architecture[name] for name in ("num_layers", "hidden_dim", "intermediate_dim", "max_sequence_length")}
 
 
 def _warm_reader(config, tokenizer: Tokenizer) -> MaskedReader | None:

@@ -144,7 +144,7 @@ def warm_starts(config, config_path: str, overrides: Mapping[str, object]) -> li
         "mlm", "pretrain_mlm", config_path, overrides, workdir=mlm,
         inputs=(config.passages, *spans, *_preset(config)),
         outputs=(_snapshot(mlm, config.mlm.steps),),
-        sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "mlm")))
+        sections=("seed", "optimizer", "reader_encoder", "retriever", "reader", "masking", "mlm")))
   held_out = spans if config.ict.eval_every else ()
   found.append(_trainer(
       "ict", "pretrain_ict", config_path, overrides, workdir=ict,
@@ -177,9 +177,9 @@ def _warm(config) -> Sequence[str]:
 
 
 def _preset(config) -> Sequence[str]:
-  """The folder of a published encoder; a preset that has only a name is a setting."""
-  preset = config.encoder.preset
-  return (preset,) if preset and artifacts.gfile.exists(preset) else ()
+  """The folders of published encoders; a preset that has only a name is a setting."""
+  presets = {config.encoder.preset, config.reader_encoder.preset}
+  return sorted(preset for preset in presets if preset and artifacts.gfile.exists(preset))
 
 
 def realm(config, config_path: str, overrides: Mapping[str, object], *, name: str = "realm", workdir: str | None = None,
@@ -199,7 +199,7 @@ def realm(config, config_path: str, overrides: Mapping[str, object], *, name: st
       name, "pretrain", config_path, overrides, workdir=workdir, differs=differs,
       inputs=(config.passages, *spans, *_warm(config), init, *_preset(config)),
       outputs=(_snapshot(workdir, config.realm.steps), _index(workdir, config.realm.steps), *first_index),
-      sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "warmup", "searcher",
+      sections=("seed", "optimizer", "encoder", "reader_encoder", "retriever", "reader", "masking", "warmup", "searcher",
                 "realm", "refresh"))
 
 
