@@ -292,7 +292,7 @@ def pretrain(config, workdir: str) -> str:
         roots["snapshots"], step, {"retriever": retriever, "reader": reader}, tokenizer=tokenizer, made_by="pretrain")
     refreshing = RefreshCallback(
         write_snapshot, swapper, refresher, workdir=workdir, step=step, every_steps=config.refresh.every_steps,
-        recall=dev_cloze_recall(config, tokenizer, matcher))
+        recall=recall_of(config, batches.sentences, tokenizer, matcher))
     training.train(
         model, lambda step: batches.realm(step, indexed=refreshing.index_for(step)),
         workdir=workdir, steps=section.steps, log_every=section.log_every,
@@ -378,6 +378,30 @@ def check_corpus(config, table: passages.PassageTable) -> None:
     raise artifacts.UserError(
         f"the corpus has {len(table)} passages, realm.num_candidates={config.realm.num_candidates} needs at least {wanted}: "
         "lower num_candidates or use a larger corpus.")
+
+
+def recall_of(config, sentences: examples.MaskedSentences, tokenizer, matcher: metrics.AnswerMatcher) -> Callable[
+    [retrieval.IndexedRetriever], dict]:
+  """Measures a retriever on the held-out sentences, and on `config.dev_clozes`."""
+  measures = held_out_recall(config, sentences, tokenizer), dev_cloze_recall(config, tokenizer, matcher)
+  return lambda indexed: {name: value for measure in measures for name, value in measure(indexed).items()}
+
+
+def held_out_recall(config, sentences: examples.MaskedSentences, tokenizer) -> Callable[[retrieval.IndexedRetriever], dict]:
+  """Measures how often another passage that holds the masked span of a held-out sentence is among the first five of the corpus."""
+  queries = sentences.held_out()
+  rows = [] if queries is None else np.flatnonzero(queries.holders[:, 0] != examples.NULL_PASSAGE)
+  if not len(rows):
+    return lambda indexed: {}
+  queries = examples.rows_of(queries, rows)
+  query_ids = examples.pack_queries(queries.ids.tensor(), tokenizer=tokenizer, length=config.retriever.query_length).numpy()
+
+  def measure(indexed: retrieval.IndexedRetriever) -> dict[str, float]:
+    num = min(5, indexed.num_rows)
+    numbers = retrieval.candidates(indexed, query_ids, num=num, own_passages=queries.own_passages, null=False)
+    return {"held_out_recall_at_5": float(examples.contains(queries.holders, numbers).any(axis=1).mean())}
+
+  return measure
 
 
 def dev_cloze_recall(config, tokenizer, matcher: metrics.AnswerMatcher) -> Callable[[retrieval.IndexedRetriever], dict]:
