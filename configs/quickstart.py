@@ -63,16 +63,27 @@ def get_config():
   c.mlm = dict(  # where no published BERT can be had; steps=0 skips it
       workdir=run + "/mlm", steps=1600, batch_size=64, learning_rate=2e-3,
       pretraining_every=4,  # every so many steps a batch of X with the null passage, else of Z with its own passages
+      holders=0.0,  # share of each batch that is read with another passage that holds the masked span
       log_every=100, checkpoint_every=400)
   c.ict = dict(
       workdir=run + "/ict", steps=100, batch_size=64, learning_rate=1e-3,  # after 50, REALM starts from some seeds and not from others
       from_mlm=True,  # start from the masked-LM warm start, where there is one; False: from fresh or published weights
       query_length=c.retriever.get_oneway_ref("query_length"),
       removal_rate=0.9,  # how often the query sentence is taken out of its passage
+      eval_every=0,  # steps between two looks at held-out recall, whose best snapshot is published; 0: the last one is
+      log_every=50, checkpoint_every=50)
+  c.recurring_spans = dict(  # a masked sentence asks for another passage that holds the masked span
+      workdir=run + "/recurring_spans",
+      init=run + "/ict",  # snapshots/ to start from
+      steps=0,  # 0 skips it; otherwise set realm.init to its workdir
+      batch_size=64, learning_rate=5e-4,
+      ict_share=0.0,  # of each batch that is inverse cloze
+      eval_every=0,  # as for ict
       log_every=50, checkpoint_every=50)
   c.warmup = dict(
       steps=400, batch_size=64, learning_rate=1e-3,
       pretraining_every=2,  # every so many steps a batch of X with the first index's best passage
+      holders=0.0,  # share of each batch that is read with another passage that holds the masked span
       log_every=100, checkpoint_every=400)
 
   # ---- REALM ----
@@ -83,6 +94,10 @@ def get_config():
       steps=1100, batch_size=32, learning_rate=1e-3,
       retriever_learning_rate_ratio=0.3,
       num_candidates=5,  # the null passage included
+      holders=0,  # of them, passages known to hold the masked span; fewer and fewer, none after half of the steps
+      with_holders=0.0,  # share of each batch whose masked span is one that other passages hold
+      batch_candidates=False,  # p(z|x) is over the candidates of the whole batch, not over the query's own alone
+      retriever_loss="marginal",  # the paper's; or "perplexity_distillation" (Atlas)
       null_passage=True,
       drop_own_passage=True,  # trivial retrievals
       sampling="sentences",  # an epoch has each once; "passages": one span of each, as released

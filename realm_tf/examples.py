@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from realm_tf import artifacts, passages
+from realm_tf import artifacts, holders, passages
 from realm_tf.passages import PassageTable, Ragged
 from realm_tf.tokenization import Tokenizer
 
@@ -96,6 +96,22 @@ def _gather_or_empty(rows: Ragged, numbers: np.ndarray) -> tf.RaggedTensor:
 # --------------------------------------------------------------------------------------------------- inverse cloze task
 
 
+@dataclasses.dataclass(frozen=True)
+class IctDraw:
+  """Sentences and the passages that they came from.
+
+  Attributes:
+    queries, texts: [B, None] word pieces.
+    numbers: [B] passage numbers.
+    removed: [B] whether the sentence was taken out of its passage's text.
+  """
+
+  queries: Ragged
+  texts: Ragged
+  numbers: np.ndarray
+  removed: np.ndarray
+
+
 class IctExamples:
   """One sentence of a passage is the query, the passage (mostly without it) the target. Lee et al. 2019, section 4.
 
@@ -113,10 +129,15 @@ class IctExamples:
   def batch(self, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
     """The batch of training step `step`, a pure function of it and the seed.
 
-    Single-sentence passages whose sentence would be removed are passed over, as published.
-
     Returns:
       query_ids [B, Lq], passage_ids [B, Lp], passage_segments [B, Lp], removed [B] (1 where the sentence was taken out).
+    """
+    return self.pack(self.draw(step, batch_size=batch_size, seed=seed))
+
+  def draw(self, step: int, *, batch_size: int, seed: int) -> IctDraw:
+    """The sentences of training step `step`, a pure function of it and the seed.
+
+    Single-sentence passages whose sentence would be removed are passed over, as published.
     """
     rng = np.random.default_rng([seed, step])
     queries, texts, numbers, removed = [], [], [], []
@@ -135,12 +156,17 @@ class IctExamples:
       removed.append(remove)
       if len(queries) == batch_size:
         break
-    titles, _ = gather_passages(self.table, np.array(numbers))
-    packed = pack_passages(titles, _ragged(texts), tokenizer=self.tokenizer, length=self.passage_length)
+    return IctDraw(
+      Ragged.of(queries, np.int32), Ragged.of(texts, np.int32), np.array(numbers), np.array(removed, np.float32))
+
+  def pack(self, drawn: IctDraw) -> dict[str, np.ndarray]:
+    """What an `InBatchModel` reads; see `batch`."""
+    titles, _ = gather_passages(self.table, drawn.numbers)
+    packed = pack_passages(titles, drawn.texts.tensor(), tokenizer=self.tokenizer, length=self.passage_length)
     return {
-        "query_ids": pack_queries(_ragged(queries), tokenizer=self.tokenizer, length=self.query_length).numpy(),
+        "query_ids": pack_queries(drawn.queries.tensor(), tokenizer=self.tokenizer, length=self.query_length).numpy(),
         "passage_ids": packed.token_ids.numpy(), "passage_segments": packed.segment_ids.numpy(),
-        "removed": np.array(removed, np.float32),
+        "removed": drawn.removed,
     }
 
 
@@ -232,15 +258,13 @@ def _mixed(x: np.ndarray) -> np.ndarray:
   return x ^ (x >> np.uint64(31))
 
 
-def _ragged(rows: Sequence[np.ndarray]) -> tf.RaggedTensor:
-  return Ragged.of(rows, np.int32).tensor()
-
-
 # ---------------------------------------------------------------------------------------------------- masked sentences
 
 MASKINGS = ("salient", "random_span", "uniform")
 _MASKED_SHARE = 0.15  # of a sentence's word pieces, by the two baselines
 _MAX_SPAN_WORDS, _SPAN_END = 10, 0.2  # SpanBERT's: lengths are geometric, and cut
+_HELD_OUT_EVERY = 20  # one passage of so many may be held out
+_SPANS_AT_ONCE = 1 << 16  # whose holders are looked up
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +278,8 @@ class MaskedQueries:
     target_mask: [B, M] float32, 1 where used.
     own_passages: [B, K] int32 numbers of the passages that the sentence stands in, then NULL_PASSAGE. K is 1, or
       as many copies as the knowledge corpus holds of one of them.
+    holders: [B, H] int32 numbers of the other passages that hold the masked span, ascending, then NULL_PASSAGE. None
+      where there are more than `holders.MAX_HOLDERS`, or where they are not known.
   """
 
   ids: Ragged
@@ -261,6 +287,7 @@ class MaskedQueries:
   targets: np.ndarray
   target_mask: np.ndarray
   own_passages: np.ndarray
+  holders: np.ndarray
 
 
 def mask_pieces(
@@ -270,8 +297,12 @@ def mask_pieces(
   *,
   tokenizer: Tokenizer,
   max_masks: int,
+  held_by: np.ndarray | None = None,
 ) -> MaskedQueries:
-  """Puts [MASK] in place of the word pieces at the positions `at` (ascending, at most `max_masks`) of each row."""
+  """Puts [MASK] in place of the word pieces at the positions `at` (ascending, at most `max_masks`) of each row.
+
+  `held_by` are the `holders`; without them none are known.
+  """
   masked, shape = [], (len(ids), max_masks)
   positions, targets, target_mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
   for row, (pieces, chosen) in enumerate(zip(ids, at, strict=True)):
@@ -282,7 +313,9 @@ def mask_pieces(
     pieces[chosen] = tokenizer.mask_id
     masked.append(pieces)
   own_passages = np.reshape(own_passages, [len(ids), -1]).astype(np.int32)
-  return MaskedQueries(Ragged.of(masked, np.int32), positions, targets, target_mask, own_passages)
+  held_by = np.full([len(ids), 1], NULL_PASSAGE, np.int32) if held_by is None else held_by
+  return MaskedQueries(
+    Ragged.of(masked, np.int32), positions, targets, target_mask, own_passages, held_by)
 
 
 def mask_spans(ids: Sequence[np.ndarray], starts: Sequence[int], ends: Sequence[int], own_passages: Sequence[int], *,
@@ -318,6 +351,61 @@ def realm_batch(queries: MaskedQueries, query_ids: np.ndarray, numbers: np.ndarr
   }
 
 
+def unread_passages(queries: MaskedQueries, numbers: np.ndarray) -> np.ndarray:
+  """Which candidates of the batch count for each query among those that were not read for it.
+
+  A passage counts once. Those that the query was read with do not count, nor do null passages, nor what may
+  hold the answer: its own passages and the holders of the masked span.
+
+  Args:
+    queries: B masked queries.
+    numbers: [B, C] int32 passage numbers of their candidates.
+
+  Returns:
+    [B, B * C] float32, for `losses.with_unread`.
+  """
+  everything = numbers.reshape(-1)
+  first = np.zeros(len(everything), bool)
+  first[np.unique(everything, return_index=True)[1]] = True
+  counts = np.tile(first & (everything != NULL_PASSAGE), [len(numbers), 1])
+  for excluded in (numbers, queries.own_passages, queries.holders):
+    counts &= ~contains(excluded, everything)
+  return counts.astype(np.float32)
+
+
+def contains(rows: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+  """Whether each row [B, K] holds each of the passage numbers ([N], or [B, N] of its own): [B, N] bool."""
+  numbers = np.broadcast_to(numbers, [len(rows), numbers.shape[-1]])
+  return (rows[:, None, :] == numbers[:, :, None]).any(axis=-1)
+
+
+def rows_of(queries: MaskedQueries, rows: np.ndarray) -> MaskedQueries:
+  """Some of the masked queries ([N] int rows)."""
+  ids = Ragged.of([queries.ids[row] for row in rows], np.int32)
+  rest = {field.name: getattr(queries, field.name)[rows] for field in dataclasses.fields(queries) if field.name != "ids"}
+  return MaskedQueries(ids, **rest)
+
+
+def holds_targets(batch: Mapping[str, np.ndarray], row: int, *, tokenizer: Tokenizer) -> bool:
+  """Whether one of a query's candidates, as it is read, holds the masked word pieces as whole words.
+
+  Args:
+    batch: of `realm_batch`.
+    row: of the query.
+  """
+  targets = batch["targets"][row][batch["target_mask"][row] > 0]
+  marked = answer_spans(
+    batch["reader_ids"][row], batch["reader_segments"][row], [targets], tokenizer=tokenizer, max_span=len(targets))
+  return bool(marked.any())
+
+
+def draw_holders(queries: MaskedQueries, num: int, rng: np.random.Generator) -> np.ndarray:
+  """So many different holders of each masked span, at random: [B, num] int32, then NULL_PASSAGE."""
+  holders = np.pad(queries.holders, [[0, 0], [0, num]], constant_values=NULL_PASSAGE)
+  order = np.where(holders == NULL_PASSAGE, 1.0, rng.random(holders.shape))
+  return np.take_along_axis(holders, np.argsort(order, axis=1, kind="stable"), axis=1)[:, :num]
+
+
 class OwnPassages:
   """The passages of a knowledge corpus that sentences of any corpus stand in, found by uid.
 
@@ -351,7 +439,7 @@ class OwnPassages:
   def of(self, rows: np.ndarray) -> np.ndarray:
     """Passage numbers [B, K] int32 of these sentences, ascending, then NULL_PASSAGE."""
     counts = self._last[rows] - self._first[rows]
-    place = np.arange(max(counts.max(), 1))
+    place = np.arange(max(counts.max(initial=1), 1))
     at = np.minimum(self._first[rows][:, None] + place, len(self._order) - 1)
     return np.where(place < counts[:, None], self._order[at], NULL_PASSAGE).astype(np.int32)
 
@@ -366,6 +454,8 @@ class MaskedSentences:
       10 (SpanBERT), "uniform" any word pieces (BERT). Every chosen word piece becomes [MASK].
     knowledge: the passages that candidates come from. A sentence's own passages are those of the same title and
       text as the passage that it was found in, whichever folder that stands in.
+    num_held_out: about so many sentences, at most a twentieth, are in no batch. They are those of whole passages, and
+      the same whoever asks.
 
   Raises:
     ArtifactError: incomplete, of another vocabulary, made from passages that are gone, or nothing fits into the query.
@@ -381,40 +471,59 @@ class MaskedSentences:
     max_masks: int,
     knowledge: PassageTable,
     masking: str = "salient",
+    num_held_out: int = 0,
   ):
     if masking not in MASKINGS:
       raise artifacts.UserError(f"masking is {masking!r}; use one of {', '.join(MASKINGS)}.")
     info = artifacts.read_info(folder, kind=SPANS_KIND)
     check_vocabulary(info, folder, tokenizer)
-    self.tokenizer, self.max_masks, self.masking, self.room = tokenizer, max_masks, masking, query_length - 2
+    if "knowledge" not in info["inputs"]:
+      raise artifacts.ArtifactError(
+        f"{folder!r} does not tell which passages hold its spans: an earlier version made it. Run beam_jobs.annotate_spans again.")
+    self.folder, self.tokenizer, self.max_masks, self.masking = folder, tokenizer, max_masks, masking
+    self.room = query_length - 2
     source = info["inputs"]["passages"]
     if masking != "salient" or source["fingerprint"] != knowledge.fingerprint:
       advice = "Put them back, or annotate them again."
       source = {**source, "path": artifacts.find_input(folder, "passages", advice=advice)}
-    ids, own, spans = self._salient(folder) if masking == "salient" else self._all(source["path"])
+    ids, own, spans, phrases = self._salient(folder) if masking == "salient" else self._all(source["path"])
     if not ids:
       raise artifacts.ArtifactError(
           f"{folder!r} has no span within {query_length} word pieces; annotate other passages or raise query_length.")
     self.ids, self.spans = Ragged.of(ids, np.int32), Ragged.of(spans, np.int32)
+    self._phrases = np.array(phrases, np.int64)  # of all spans
     # Where the sentences of each passage begin, and the end of the last.
     self._of_passage = np.concatenate([[0], np.flatnonzero(np.diff(own)) + 1, [len(own)]])
     self._own = OwnPassages(source, np.array(own), knowledge)
+    self._holders = None
+    if masking == "salient" and info["inputs"]["knowledge"]["fingerprint"] == knowledge.fingerprint:
+      self._holders = holders.Holders.load(folder)
+    self._is_held = self._spans_with_holders()  # by other passages, few enough
+    self._hold_out(np.array(own)[self._of_passage[:-1]], num_held_out)
     print(
       f"{folder}: {len(self):,} sentences to mask; {self._own.share:.1%} stand in a passage of "
-      f"{knowledge.folder} (of the same title and text), which is their own",
+      f"{knowledge.folder} (of the same title and text), which is their own; {np.mean(self._is_held):.1%} of the "
+      f"spans stand in 1 to {holders.MAX_HOLDERS} other passages",
       flush=True,
     )
 
   def _salient(self, folder: str):
-    """Sentences with spans that fit: their word pieces, passage numbers, and span ranges."""
-    ids, own, spans = [], [], []
-    for path in passages.shard_paths(folder):
+    """Sentences with spans that fit: their word pieces, passage numbers and span ranges, and the spans' phrases."""
+    ids, own, spans, phrases = [], [], [], []
+    for path in passages.shard_paths(folder, SPANS_KIND):
       for row in passages.read_shard(path, passages.Sentence):
-        fitting = [(start, end) for start, end in zip(row.span_starts, row.span_ends)
-                   if end <= self.room and end - start <= self.max_masks]
+        fitting = [
+          (start, end, phrase)
+          for start, end, phrase in zip(row.span_starts, row.span_ends, row.span_phrases, strict=True)
+          if end <= self.room and end - start <= self.max_masks
+        ]
         if fitting:
-          ids.append(row.ids), own.append(row.passage), spans.append(np.ravel(fitting))
-    return ids, own, spans
+          starts, ends, their_phrases = zip(*fitting)
+          ids.append(row.ids)
+          own.append(row.passage)
+          spans.append(np.ravel(list(zip(starts, ends))))
+          phrases += their_phrases
+    return ids, own, spans, phrases
 
   def _all(self, folder: str):
     """All sentences of a passages folder: their word pieces, passage numbers, and no spans."""
@@ -427,31 +536,98 @@ class MaskedSentences:
       ):
         if end > start:
           ids.append(pieces[start:end]), own.append(number)
-    return ids, own, [()] * len(ids)
+    return ids, own, [()] * len(ids), []
+
+  def _spans_with_holders(self) -> np.ndarray:
+    """[X] bool, of all spans."""
+    row_of = np.repeat(np.arange(len(self.ids)), np.diff(self.spans.splits) // 2)
+    held = np.zeros(len(row_of), bool)
+    for at in range(0, len(row_of), _SPANS_AT_ONCE):
+      part = slice(at, at + _SPANS_AT_ONCE)
+      held[part] = self._others(self._phrases[part], row_of[part])[:, 0] != NULL_PASSAGE
+    return held
+
+  def _others(self, phrases: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Which passages besides these sentences' own ones hold these phrases: [B, H] int32; none where there are too many."""
+    if self._holders is None:
+      return np.full([len(rows), 1], NULL_PASSAGE, np.int32)
+    found = self._holders.of(phrases)
+    other = (found != NULL_PASSAGE) & ~contains(self._own.of(rows), found)
+    other &= (other.sum(axis=1) <= holders.MAX_HOLDERS)[:, None]
+    found = np.where(other, found, NULL_PASSAGE)
+    return np.take_along_axis(found, np.argsort(~other, axis=1, kind="stable"), axis=1)
+
+  def _hold_out(self, numbers: np.ndarray, num: int) -> None:
+    """Divides the passages, whose numbers these are, into those to train on and those held out."""
+    sizes = np.diff(self._of_passage)
+    chosen = _mixed(numbers.astype(np.uint64)) % np.uint64(_HELD_OUT_EVERY) == 0
+    chosen &= np.cumsum(sizes * chosen) <= num
+    if chosen.all():
+      chosen[:] = False
+    self._passage_rows = np.flatnonzero(~chosen)  # of `_of_passage`
+    held_out = np.repeat(chosen, sizes)
+    self._rows, self._held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    row_of = np.repeat(np.arange(len(self.ids)), np.diff(self.spans.splits) // 2)
+    self._rows_with_holders = np.intersect1d(self._rows, row_of[self._is_held])
 
   def __len__(self) -> int:
-    return len(self.ids)
+    return len(self._rows)
 
-  def batch(self, step: int, *, batch_size: int, seed: int,
-            by_passage: bool = False) -> MaskedQueries:
+  def held_out(self) -> MaskedQueries | None:
+    """The sentences that no batch has, each with one of its spans masked; always the same. None without any."""
+    if not len(self._held_out):
+      return None
+    rng = np.random.default_rng([0, 13])
+    return self._mask(self._held_out, [self._draw(row, rng) for row in self._held_out])
+
+  def batch(self, step: int, *, batch_size: int, seed: int, by_passage: bool = False, with_holders: float = 0.0) -> MaskedQueries:
     """The masked queries of a step, a pure function of it and the seed.
 
     Args:
       by_passage: an epoch is each passage once, with one of its spans (for the baselines one of its
         sentences), as in the released code, instead of each sentence once.
+      with_holders: share of the batch, its first rows, that are drawn among the spans which have `holders`; an epoch of
+        these is each sentence with such a span once.
+
+    Raises:
+      UserError: no span has holders, and such are asked for.
     """
     rng = np.random.default_rng([seed, 11, step])
-    if by_passage:
-      passage_rows = epoch_rows(len(self._of_passage) - 1, step, batch_size, seed)
-      rows = np.array([self._draw_sentence(row, rng) for row in passage_rows])
-    else:
-      rows = epoch_rows(len(self), step, batch_size, seed)
+    num_held = round(with_holders * batch_size)
+    rows = self._draw_rows(step, batch_size - num_held, seed, by_passage, rng)
+    drawn = [self._draw(row, rng) for row in rows]
+    if num_held:
+      self._check_holders()
+      held = epoch_rows(len(self._rows_with_holders), step, num_held, seed + 1, self._rows_with_holders)
+      rows = np.concatenate([held, rows])
+      drawn = [self._draw(row, rng, held=True) for row in held] + drawn
+    return self._mask(rows, drawn)
+
+  def _check_holders(self) -> None:
+    if not len(self._rows_with_holders):
+      why = (
+        f"no span of {self.folder!r} stands in 1 to {holders.MAX_HOLDERS} other passages, and not in the title. Give more passages"
+        if self._holders is not None
+        else f"{self.folder!r} was not annotated for these passages, or masking is not salient. Run beam_jobs.annotate_spans "
+        "with --knowledge=PASSAGES"
+      )
+      raise artifacts.UserError(f"{why}, or set recurring_spans.steps, warmup.holders, realm.holders and realm.with_holders to 0.")
+
+  def _draw_rows(self, step: int, num: int, seed: int, by_passage: bool, rng: np.random.Generator) -> np.ndarray:
+    if not by_passage:
+      return epoch_rows(len(self._rows), step, num, seed, self._rows)
+    passage_rows = epoch_rows(len(self._passage_rows), step, num, seed, self._passage_rows)
+    return np.array([self._draw_sentence(row, rng) for row in passage_rows], np.int64)
+
+  def _mask(self, rows: np.ndarray, drawn: Sequence[tuple[np.ndarray, int]]) -> MaskedQueries:
+    phrases = np.array([phrase for _, phrase in drawn], np.int64)
     return mask_pieces(
       [self.ids[row] for row in rows],
-      [self._draw(row, rng) for row in rows],
+      [positions for positions, _ in drawn],
       self._own.of(rows),
       tokenizer=self.tokenizer,
       max_masks=self.max_masks,
+      held_by=self._others(phrases, rows),
     )
 
   def _draw_sentence(self, passage: int, rng: np.random.Generator) -> int:
@@ -463,16 +639,22 @@ class MaskedSentences:
     drawn = rng.integers(self.spans.splits[first] // 2, ends[-1] // 2)
     return first + np.searchsorted(ends // 2, drawn, side="right")
 
-  def _draw(self, row: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of the word pieces to mask in sentence `row`, ascending."""
+  def _draw(self, row: int, rng: np.random.Generator, *, held: bool = False) -> tuple[np.ndarray, int]:
+    """Positions of the word pieces to mask in sentence `row`, ascending, and the phrase that they are, or 0.
+
+    Args:
+      held: only of a span that other passages hold.
+    """
     if self.masking == "salient":
-      pairs = self.spans[row].reshape(-1, 2)
-      return np.arange(*pairs[rng.integers(len(pairs))])
+      first, last = self.spans.splits[row:row + 2] // 2
+      choice = first + np.flatnonzero(self._is_held[first:last]) if held else np.arange(first, last)
+      at = choice[rng.integers(len(choice))]
+      return np.arange(*self.spans.values[2 * at:2 * at + 2]), self._phrases[at]
     pieces = self.ids[row][:self.room]
     budget = min(max(1, round(_MASKED_SHARE * len(pieces))), self.max_masks)
     if self.masking == "uniform":
-      return np.sort(rng.choice(len(pieces), budget, replace=False))
-    return random_spans(~self.tokenizer.continues[pieces], budget, rng)
+      return np.sort(rng.choice(len(pieces), budget, replace=False)), 0
+    return random_spans(~self.tokenizer.continues[pieces], budget, rng), 0
 
 
 def random_spans(begins: np.ndarray, budget: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The three losses, pure tensor functions on `keras.ops`. Dimensions: B batch, C candidates, M masks, K beam."""
+"""The losses, pure tensor functions on `keras.ops`. Dimensions: B batch, C candidates, M masks, K beam."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ from keras import ops
 _NEVER = -1e9  # stands for log 0 where -inf would give NaN gradients
 
 
-class IctLoss(NamedTuple):
+class InBatchLoss(NamedTuple):
   """loss [B], correct [B] (1 where the own passage scored highest)."""
 
   loss: object
   correct: object
 
 
-def in_batch_ict(queries, passages, first=0, *, allowed=None) -> IctLoss:
+def in_batch(queries, passages, first=0, *, allowed=None) -> InBatchLoss:
   """Softmax cross entropy of each query's own passage among the batch's (ORQA, section 4).
 
   Args:
@@ -29,7 +29,7 @@ def in_batch_ict(queries, passages, first=0, *, allowed=None) -> IctLoss:
   labels = ops.expand_dims(first + ops.arange(ops.shape(scores)[0]), -1)
   own = ops.squeeze(ops.take_along_axis(scores, labels, axis=1), -1)  # [B]
   loss = ops.logsumexp(scores, axis=1) - own
-  return IctLoss(loss, ops.cast(own >= ops.max(scores, axis=1), "float32"))
+  return InBatchLoss(loss, ops.cast(own >= ops.max(scores, axis=1), "float32"))
 
 
 class MarginalLoss(NamedTuple):
@@ -69,6 +69,42 @@ def marginal_masked_lm(token_log_probs, scores, target_mask, *, per_token: bool 
     loss = -ops.logsumexp(log_likelihoods + log_prior, axis=-1)
     weight = ops.ones_like(loss)
   return MarginalLoss(loss, weight, log_likelihoods, log_prior)
+
+
+def with_unread(token_log_probs, scores, unread_scores, unread):
+  """Candidates, and all unread passages together as one more candidate.
+
+  What nobody has read for a query is as likely to hold the answer as no passage at all: it takes the likelihood of
+  the null passage. p(z|x) is then a softmax over both kinds, and Σ_z p(y|z,x) p(z|x) over the result is equation 1
+  of REALM over all of them.
+
+  Args:
+    token_log_probs: [B, C, M]; the first candidate is the null passage.
+    scores: [B, C] f(x, z).
+    unread_scores: [B, K] f(x, z) of passages that were read for other queries, or for none.
+    unread: [B, K] 1 where such a passage counts for this query.
+
+  Returns:
+    token_log_probs [B, C + 1, M], scores [B, C + 1].
+  """
+  together = ops.logsumexp(unread_scores + (1 - unread) * _NEVER, axis=-1, keepdims=True)  # [B, 1]
+  return (
+    ops.concatenate([token_log_probs, token_log_probs[:, :1]], axis=1),
+    ops.concatenate([scores, together], axis=1),
+  )
+
+
+def perplexity_distillation(log_likelihoods, log_prior):
+  """KL divergence of p(z|x) from what the reader says of each candidate: [B] (Atlas, Izacard et al. 2022, section 2.2).
+
+  The target is softmax_z log p(y|z,x), which has no gradient here.
+
+  Args:
+    log_likelihoods: [B, C] log p(y|z,x).
+    log_prior: [B, C] log p(z|x).
+  """
+  target = ops.stop_gradient(ops.log_softmax(log_likelihoods, axis=-1))
+  return ops.sum(ops.exp(target) * (target - log_prior), axis=-1)
 
 
 class SpanLoss(NamedTuple):

@@ -308,7 +308,7 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
   """Gathers the scores of all stages for summary.json; parts that the config leaves out are left out."""
   zero_shot = {kind: {} for kind in ("questions", "clozes")}
   for kind, scores in zero_shot.items():
-    for system in ("ict", "realm", "bm25") if config.evaluate[kind] else ():
+    for system in (stages.start(config), "realm", "bm25") if config.evaluate[kind] else ():
       path = stages.zero_shot_scores(config, kind, system)
       scores[system] = round(json.loads(artifacts.read_text(path))["recall_at_5"], 4)
   found = {"zero_shot_recall_at_5": zero_shot["questions"], "zero_shot_cloze_recall_at_5": zero_shot["clozes"],
@@ -350,7 +350,7 @@ def table_of(summary: Mapping) -> str:
   columns = {"zero-shot recall@5": "zero_shot_recall_at_5", "zero-shot cloze recall@5": "zero_shot_cloze_recall_at_5",
              "fine-tuned recall@5": "recall_at_5", "exact match": "exact_match"}
   columns = {title: summary[name] for title, name in columns.items() if summary[name]}
-  systems = [system for system in ("closed_book", "bm25", "ict", "realm") if any(system in scores for scores in columns.values())]
+  systems = [system for system in ("closed_book", "bm25", "ict", "recurring_spans", "realm") if any(system in scores for scores in columns.values())]
   rows = [[system.replace("_", " "), *(100 * scores[system] if system in scores else None for scores in columns.values())]
           for system in systems]
   return tabulate.tabulate(rows, ["%", *columns], floatfmt=".1f", missingval="-") if rows else ""

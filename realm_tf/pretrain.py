@@ -20,12 +20,14 @@ from realm_tf import (
     artifacts, examples, index, metrics, ownership, passages, paths, questions, refresh, retrieval, settings, snapshots,
     training)
 from realm_tf.models.masked_reader import MaskedReader
-from realm_tf.models.realm import RealmModel
+from realm_tf.models.realm import RETRIEVER_LOSSES, RealmModel
 from realm_tf.models.retriever import Retriever
 from realm_tf.optimizer import bert_optimizer
 from realm_tf.progress import read_metrics
 
 SAMPLINGS = ("sentences", "passages")  # what an epoch has once each
+_START_CLOZES = 256  # held-out clozes that tell what REALM starts with
+_ENOUGH_READ, _ENOUGH_UTILITY = 0.4, 0.2  # share of them whose answer is read, and nats; REALM hardly learns from less
 
 # =============================================================================================================== data
 
@@ -45,21 +47,21 @@ class Batches:
     self.knowledge_sentences = self.sentences if same else self._read(config.knowledge_spans)
 
   def _read(self, folder: str) -> examples.MaskedSentences:
-    config = self.config
-    return examples.MaskedSentences(
-        folder, tokenizer=self.tokenizer, query_length=config.retriever.query_length, max_masks=config.reader.max_masks,
-        knowledge=self.table, masking=config.masking)
+    return settings.masked_sentences(self.config, folder, self.table, self.tokenizer)
 
-  def masked_lm(self, step: int, *, batch_size: int, pretraining_every: int,
+  def masked_lm(self, step: int, *, batch_size: int, pretraining_every: int, holders: float = 0.0,
                 indexed: retrieval.IndexedRetriever | None = None) -> dict[str, np.ndarray]:
     """One passage each, for the masked-LM stages, in which the reader learns to copy from a passage.
 
     Most steps: masked sentences of the knowledge corpus with their own, intact passages. Every so many steps: masked
     sentences of the pre-training corpus with the best passage of `indexed`, or with the null passage where it is None.
+
+    Args:
+      holders: share of each batch that is read with another passage that holds the masked span instead.
     """
     own = step % pretraining_every != pretraining_every - 1
-    source = self.knowledge_sentences if own else self.sentences
-    queries = source.batch(step, batch_size=batch_size, seed=self.config.seed + 1)
+    source, seed = self.knowledge_sentences if own else self.sentences, self.config.seed + 1
+    queries = source.batch(step, batch_size=batch_size, seed=seed, with_holders=holders)
     query_ids = self._pack_queries(queries)
     if own:
       numbers = queries.own_passages[:, :1]
@@ -67,19 +69,35 @@ class Batches:
       numbers = np.full([batch_size, 1], examples.NULL_PASSAGE)
     else:
       numbers = retrieval.candidates(indexed, query_ids, num=1, own_passages=queries.own_passages, null=False)
-    return self._pack(queries, query_ids, numbers)
+    num_held = round(holders * batch_size)
+    drawn = examples.draw_holders(queries, 1, np.random.default_rng([seed, 23, step]))
+    return self._pack(queries, query_ids, np.concatenate([drawn[:num_held], numbers[num_held:]]))
 
   def realm(self, step: int, *, indexed: retrieval.IndexedRetriever) -> dict[str, np.ndarray]:
-    """A masked sentence of the pre-training corpus with the candidates that the index gives it."""
-    section = self.config.realm
+    """Masked sentences of the pre-training corpus with the candidates that the index gives them.
+
+    At first, `realm.holders` of the candidates are passages that are known to hold the masked span. Each of them gives way to
+    a retrieved one with a probability that grows from 0 to 1 over the first half of the training.
+    """
+    section, seed = self.config.realm, self.config.seed + 2
     queries = self.sentences.batch(
-        step, batch_size=section.batch_size, seed=self.config.seed + 2,
-        by_passage=section.sampling == "passages")
-    query_ids = self._pack_queries(queries)
+        step, batch_size=section.batch_size, seed=seed, by_passage=section.sampling == "passages",
+        with_holders=section.with_holders)
+    rng = np.random.default_rng([seed, 29, step])
+    given = examples.draw_holders(queries, section.holders, rng)
+    share = max(0.0, 1 - 2 * step / max(section.steps, 1))
+    given = np.where(rng.random(given.shape) < share, given, examples.NULL_PASSAGE)
+    return self.with_candidates(queries, indexed=indexed, given=given)
+
+  def with_candidates(self, queries: examples.MaskedQueries, *, indexed: retrieval.IndexedRetriever,
+                      given: np.ndarray) -> dict[str, np.ndarray]:
+    """What REALM reads for masked queries: the null passage, the given ones [B, G], and those that the index gives."""
+    section, query_ids = self.config.realm, self._pack_queries(queries)
     numbers = retrieval.candidates(
-        indexed, query_ids, num=section.num_candidates, null=section.null_passage,
+        indexed, query_ids, num=section.num_candidates, null=section.null_passage, given=given,
         own_passages=queries.own_passages if section.drop_own_passage else None)
-    return self._pack(queries, query_ids, numbers)
+    batch = self._pack(queries, query_ids, numbers)
+    return {**batch, "unread": examples.unread_passages(queries, numbers)} if section.batch_candidates else batch
 
   def _pack_queries(self, queries: examples.MaskedQueries) -> np.ndarray:
     return examples.pack_queries(queries.ids.tensor(), tokenizer=self.tokenizer, length=self.config.retriever.query_length).numpy()
@@ -221,7 +239,8 @@ def train_masked_lm(config, section, workdir: str, batches: Batches, reader: Mas
           learning_rate=section.learning_rate, steps=section.steps, **config.optimizer)
     training.train(
         model, lambda step: batches.masked_lm(
-            step, batch_size=section.batch_size, pretraining_every=section.pretraining_every, indexed=indexed),
+            step, batch_size=section.batch_size, pretraining_every=section.pretraining_every, holders=section.holders,
+            indexed=indexed),
         workdir=workdir, steps=section.steps, log_every=section.log_every, checkpoint_every=section.checkpoint_every,
         batch_size=section.batch_size, jit_compile=config.jit_compile, optimizer=optimizer)
 
@@ -239,9 +258,7 @@ def pretrain(config, workdir: str) -> str:
   keras.utils.set_random_seed(config.seed)
   training.check_workdir(workdir, config.realm.steps)
   ownership.check_numbered(os.path.join(workdir, "indexes"), kind=index.KIND)
-  if config.realm.sampling not in SAMPLINGS:
-    raise artifacts.UserError(
-        f"realm.sampling is {config.realm.sampling!r}; use one of {', '.join(SAMPLINGS)}.")
+  check_settings(config.realm)
   table = passages.load(config.passages)
   tokenizer = settings.tokenizer(config.passages)
   check_corpus(config, table)
@@ -254,11 +271,15 @@ def pretrain(config, workdir: str) -> str:
   with settings.scope(config):
     retriever = snapshots.load_retriever(warm)
     check_warm_up(warm, retriever, first.retriever, config.realm.init)
-    model = RealmModel(retriever, reader, per_token=section.per_token, null=section.null_passage)
+    model = RealmModel(
+        retriever, reader, per_token=section.per_token, null=section.null_passage, batch_candidates=section.batch_candidates,
+        retriever_loss=section.retriever_loss)
     optimizer = bert_optimizer(
         learning_rate=section.learning_rate, steps=section.steps, slow=retriever.trainable_variables,
         slow_factor=section.retriever_learning_rate_ratio, **config.optimizer)
   step = training.checkpoint_step(workdir)
+  if not step:
+    tell_start(model, batches, first)
   for root in roots.values():
     artifacts.remove_after(root, step)
   matcher = metrics.AnswerMatcher(table.texts)
@@ -282,6 +303,64 @@ def pretrain(config, workdir: str) -> str:
     last = refreshing.publish()
   make_index(config, snapshots_root=roots["snapshots"], indexes=roots["indexes"])
   return last
+
+
+def check_settings(section) -> None:
+  """Checks config.realm before any work is done.
+
+  Raises:
+    UserError: a setting that there is not, or two that do not go together.
+  """
+  for name, got, known in (("sampling", section.sampling, SAMPLINGS), ("retriever_loss", section.retriever_loss, RETRIEVER_LOSSES)):
+    if got not in known:
+      raise artifacts.UserError(f"realm.{name} is {got!r}; use one of {', '.join(known)}.")
+  if section.batch_candidates and not section.null_passage:
+    raise artifacts.UserError(
+        "realm.batch_candidates gives passages that were not read the likelihood of the null passage; set realm.null_passage to True.")
+  if not 0 <= section.holders < section.num_candidates:
+    raise artifacts.UserError(
+        f"realm.holders is {section.holders}; it must be at least 0 and less than realm.num_candidates, {section.num_candidates}.")
+
+
+def tell_start(model: RealmModel, batches: Batches, first: retrieval.IndexedRetriever) -> dict[str, float]:
+  """Says on held-out clozes what REALM starts with, and warns if it has little to learn from.
+
+  The retriever learns from the reader's likelihoods alone. So some candidates must hold the answer, and the reader must
+  be able to tell them by it.
+
+  Returns:
+    answer_read: share of the clozes whose answer stands among the candidates as they are read at step 0; retrieval_utility, in
+    nats. Nothing without held-out clozes.
+  """
+  queries = batches.sentences.held_out()
+  if queries is None or not model.null:
+    return {}
+  section, rng = batches.config.realm, np.random.default_rng(31)
+  size = section.batch_size
+  rows = rng.permutation(len(queries.ids))[: max(size, _START_CLOZES // size * size)]
+  with model.distribute_strategy.scope():
+    model.compile()
+  found, utilities = [], []
+  for at in range(0, len(rows), size):
+    part = examples.rows_of(queries, rows[at : at + size])
+    batch = batches.with_candidates(part, indexed=first, given=examples.draw_holders(part, section.holders, rng))
+    found += [examples.holds_targets(batch, row, tokenizer=batches.tokenizer) for row in range(len(part.ids))]
+    utilities.append((len(part.ids), model.test_on_batch(batch, return_dict=True)["retrieval_utility"]))
+    model.reset_metrics()
+  weights, values = zip(*utilities)
+  said = {"answer_read": float(np.mean(found)), "retrieval_utility": float(np.average(values, weights=weights))}
+  print(
+      f"REALM starts: of {len(rows)} held-out clozes {said['answer_read']:.0%} have their answer among the candidates; retrieval "
+      f"utility {said['retrieval_utility']:.2f} nats", flush=True)
+  if said["answer_read"] < _ENOUGH_READ:
+    print(
+        f"WARNING: the retriever learns from candidates that hold the answer; {_ENOUGH_READ:.0%} is enough. Raise realm.holders or "
+        "realm.num_candidates, or train the retriever for longer before (ict, recurring_spans).", file=sys.stderr, flush=True)
+  if said["retrieval_utility"] < _ENOUGH_UTILITY:
+    print(
+        f"WARNING: the reader hardly uses what it reads; a utility of {_ENOUGH_UTILITY} nats is enough. Raise warmup.steps or "
+        "warmup.holders.", file=sys.stderr, flush=True)
+  return said
 
 
 def check_warm_up(folder: str, retriever: Retriever, wanted: Retriever, init: str) -> None:

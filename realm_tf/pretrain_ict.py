@@ -2,16 +2,14 @@
 
     python -m realm_tf.pretrain_ict --config=configs/quickstart.py --workdir=runs/quickstart/ict
 
-Run again with the same workdir, it goes on where it stopped.
+Run again with the same workdir, it goes on where it stopped. With ict.eval_every, the snapshot that finds most of the held-out
+recurring spans is published: the task becomes too easy long before its loss stops to fall.
 """
-
-import os
 
 import keras
 
-from realm_tf import artifacts, examples, passages, settings, snapshots, training
-from realm_tf.models.ict import IctModel
-from realm_tf.optimizer import bert_optimizer
+from realm_tf import artifacts, examples, passages, settings, warm_start
+from realm_tf.models.in_batch import InBatchModel
 
 
 def pretrain_ict(config, workdir: str) -> str:
@@ -29,18 +27,11 @@ def pretrain_ict(config, workdir: str) -> str:
                      "different passages: lower the batch size.")
   retriever = settings.new_retriever(config, tokenizer)
   with settings.scope(config):
-    model = IctModel(retriever)
-    optimizer = bert_optimizer(
-        learning_rate=config.ict.learning_rate, steps=config.ict.steps, **config.optimizer)
+    model = InBatchModel(retriever, measures_removed=True)
   data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length,
                               passage_length=config.retriever.passage_length, removal_rate=config.ict.removal_rate)
-  if config.ict.steps:
-    training.train(
-        model, lambda step: data.batch(step, batch_size=config.ict.batch_size, seed=config.seed),
-        workdir=workdir, steps=config.ict.steps, log_every=config.ict.log_every,
-        checkpoint_every=config.ict.checkpoint_every, batch_size=config.ict.batch_size, jit_compile=config.jit_compile, optimizer=optimizer)
-  return snapshots.publish(os.path.join(workdir, "snapshots"), config.ict.steps, {"retriever": retriever},
-                           tokenizer=tokenizer, made_by="pretrain_ict")
+  sentences = settings.masked_sentences(config, config.knowledge_spans, table, tokenizer) if config.ict.eval_every else None
+  return warm_start.train(config, config.ict, workdir, model, data, sentences, table, tokenizer, made_by="pretrain_ict")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,15 @@ def sample_queries(
   return retriever.query_tower.predict(packed, batch_size=_QUERIES_AT_ONCE, verbose=0)
 
 
-def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, own_passages: np.ndarray | None, null: bool) -> np.ndarray:
+def candidates(
+  indexed: IndexedRetriever,
+  query_ids: np.ndarray,
+  *,
+  num: int,
+  own_passages: np.ndarray | None,
+  null: bool,
+  given: np.ndarray | None = None,
+) -> np.ndarray:
   """Candidates of each query (REALM, sections 3.3 and 3.4).
 
   Args:
@@ -97,21 +105,27 @@ def candidates(indexed: IndexedRetriever, query_ids: np.ndarray, *, num: int, ow
     own_passages: [B, K] passages that must not be retrieved, because they hold the answer unmasked; NULL_PASSAGE
       where there are fewer; or None.
     null: put the null passage first.
+    given: [B, G] passages that are candidates in any case, in place of the worst that would be retrieved;
+      NULL_PASSAGE where there are fewer.
 
   Returns:
-    [B, C] int32 passage numbers.
+    [B, C] int32 passage numbers: the null passage, the given ones, then those retrieved, best first.
   """
-  wanted, size = num - null, len(query_ids)
-  own = np.full([size, 0], NULL_PASSAGE) if own_passages is None else own_passages
+  size = len(query_ids)
+  none = np.full([size, 0], NULL_PASSAGE)
+  own, given = (none if part is None else part for part in (own_passages, given))
+  given = given[:, : num - null]
+  excluded = np.concatenate([own, given], axis=1)
   found = np.full([size, num], NULL_PASSAGE, np.int32)  # what is missing counts as the null passage
-  if wanted:
-    numbers = indexed.search(
-      query_ids, max(wanted, min(wanted + own.shape[1], indexed.num_rows))
-    ).numbers
-    kept = (numbers == index.MISSING) | ~(numbers[:, :, None] == own[:, None, :]).any(axis=-1)
-    for row, (near, keep) in enumerate(zip(numbers, kept)):
-      near = near[keep][:wanted]
-      found[row, null : null + len(near)] = near
+  wanted = num - null
+  if not wanted:
+    return found
+  depth = max(wanted, min(wanted + excluded.shape[1], indexed.num_rows))
+  numbers = indexed.search(query_ids, depth).numbers
+  kept = (numbers == index.MISSING) | ~examples.contains(excluded, numbers)
+  for row, (near, keep, sure) in enumerate(zip(numbers, kept, given)):
+    chosen = np.concatenate([sure[sure != NULL_PASSAGE], near[keep]])[:wanted]
+    found[row, null : null + len(chosen)] = chosen
   return found
 
 

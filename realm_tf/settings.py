@@ -16,11 +16,26 @@ from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.tokenization import Tokenizer
 
+_NUM_HELD_OUT = 1000  # sentences
+
 
 def tokenizer(passages_folder: str) -> Tokenizer:
   """The tokenizer that passages were made with."""
   artifacts.read_info(passages_folder, kind=passages.KIND)
   return Tokenizer(passages_folder)
+
+
+def masked_sentences(config, folder: str, table: passages.PassageTable, tokenizer: Tokenizer) -> examples.MaskedSentences:
+  """The sentences of a spans folder, masked as `config.masking` says; 1,000 or so are held out, the same for every trainer."""
+  return examples.MaskedSentences(
+    folder,
+    tokenizer=tokenizer,
+    query_length=config.retriever.query_length,
+    max_masks=config.reader.max_masks,
+    knowledge=table,
+    masking=config.masking,
+    num_held_out=_NUM_HELD_OUT,
+  )
 
 
 def scope(config) -> contextlib.AbstractContextManager:

@@ -56,7 +56,7 @@ def stages(config, *, config_path: str, overrides: Mapping[str, object]) -> list
   found = pretraining(config, config_path, overrides)
   for kind in ("questions", "clozes"):
     if config.evaluate[kind]:
-      found += [zero_shot(config, kind, name="ict", workdir=config.ict.workdir),
+      found += [zero_shot(config, kind, name=start(config), workdir=config.realm.init),
                 zero_shot(config, kind, name="realm", workdir=config.realm.workdir),
                 zero_shot(config, kind, name="bm25", workdir=config.realm.workdir, bm25=True)]
   return found + _systems(config, config_path, overrides) + _serving(config)
@@ -97,9 +97,11 @@ def corpus(config) -> list[Stage]:
                *vocabulary, f"--output={output}", *beam),
         inputs=(articles, *also), outputs=(output,), folder=output)
 
-  def spans(name: str, source: str, output: str) -> Stage:
-    return Stage(name, ("beam_jobs.annotate_spans", f"--passages={source}", f"--tagger={section.tagger}", f"--output={output}", *beam),
-                 inputs=(source, *tagger), outputs=(output,), folder=output)
+  def spans(name: str, source: str, output: str, knowledge: str = "") -> Stage:
+    held_by = (f"--knowledge={knowledge}",) if knowledge else ()
+    return Stage(
+        name, ("beam_jobs.annotate_spans", f"--passages={source}", *held_by, f"--tagger={section.tagger}", f"--output={output}", *beam),
+        inputs=(source, *([knowledge] if knowledge else []), *tagger), outputs=(output,), folder=output)
 
   if section.vocab:
     vocabulary = (f"--vocab={section.vocab}",)
@@ -115,7 +117,7 @@ def corpus(config) -> list[Stage]:
   if section.pretraining:
     texts = os.path.join(config.run_dir, "passages-pretraining")
     found += [passages("pretraining passages", section.pretraining, texts, (f"--vocab={config.passages}",)),
-              spans("pretraining spans", texts, config.spans)]
+              spans("pretraining spans", texts, config.spans, knowledge=config.passages)]
   return found
 
 
@@ -134,7 +136,7 @@ def _spans(config, overrides: Mapping[str, object]) -> tuple[Mapping[str, object
 
 
 def warm_starts(config, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
-  """The masked-LM warm start, where the config has one, and the inverse cloze task."""
+  """The masked-LM warm start, where the config has one, the inverse cloze task, and recurring spans, where it has them."""
   overrides, spans = _spans(config, overrides)
   mlm, ict, found = config.mlm.workdir, config.ict.workdir, []
   if config.mlm.steps:
@@ -143,11 +145,31 @@ def warm_starts(config, config_path: str, overrides: Mapping[str, object]) -> li
         inputs=(config.passages, *spans, *_preset(config)),
         outputs=(_snapshot(mlm, config.mlm.steps),),
         sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "mlm")))
-  return found + [_trainer(
+  held_out = spans if config.ict.eval_every else ()
+  found.append(_trainer(
       "ict", "pretrain_ict", config_path, overrides, workdir=ict,
-      inputs=(config.passages, *(_warm(config) if config.ict.from_mlm else ()), *_preset(config)),
+      inputs=(config.passages, *held_out, *(_warm(config) if config.ict.from_mlm else ()), *_preset(config)),
       outputs=(_snapshot(ict, config.ict.steps),),
-      sections=("seed", "optimizer", "encoder", "retriever", "ict"))]
+      sections=("seed", "optimizer", "encoder", "retriever", "ict")))
+  return found + ([recurring_spans(config, config_path, overrides)] if config.recurring_spans.steps else [])
+
+
+def recurring_spans(config, config_path: str, overrides: Mapping[str, object], *, name: str = "recurring spans",
+                    workdir: str | None = None, differs: Mapping[str, object] | None = None) -> Stage:
+  """Recurring spans, or a variant of them; see `realm`."""
+  overrides, _ = _spans(config, overrides)
+  workdir = workdir or config.recurring_spans.workdir
+  init = (differs or {}).get("recurring_spans.init", config.recurring_spans.init)
+  return _trainer(
+      name, "pretrain_spans", config_path, overrides, workdir=workdir, differs=differs,
+      inputs=(config.passages, config.knowledge_spans, init),
+      outputs=(_snapshot(workdir, config.recurring_spans.steps),),
+      sections=("seed", "optimizer", "retriever", "reader", "masking", "recurring_spans", "ict"))
+
+
+def start(config) -> str:
+  """The system that REALM starts from: "recurring_spans" or "ict"."""
+  return "recurring_spans" if config.realm.init == config.recurring_spans.workdir else "ict"
 
 
 def _warm(config) -> Sequence[str]:
@@ -169,11 +191,14 @@ def realm(config, config_path: str, overrides: Mapping[str, object], *, name: st
     differs: the variant's settings.
   """
   overrides, spans = _spans(config, overrides)
-  workdir, ict = workdir or config.realm.workdir, config.ict.workdir
+  workdir = workdir or config.realm.workdir
+  init = (differs or {}).get("realm.init", config.realm.init)
+  steps = {config.ict.workdir: config.ict.steps, config.recurring_spans.workdir: config.recurring_spans.steps}
+  first_index = (_index(init, steps[init]),) if init in steps else ()
   return _trainer(
       name, "pretrain", config_path, overrides, workdir=workdir, differs=differs,
-      inputs=(config.passages, *spans, *_warm(config), ict, *_preset(config)),
-      outputs=(_snapshot(workdir, config.realm.steps), _index(workdir, config.realm.steps), _index(ict, config.ict.steps)),
+      inputs=(config.passages, *spans, *_warm(config), init, *_preset(config)),
+      outputs=(_snapshot(workdir, config.realm.steps), _index(workdir, config.realm.steps), *first_index),
       sections=("seed", "optimizer", "encoder", "retriever", "reader", "masking", "warmup", "searcher",
                 "realm", "refresh"))
 
@@ -200,11 +225,11 @@ def zero_shot_scores(config, kind: str, name: str) -> str:
 
 def _systems(config, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
   """The systems that the config names, fine-tuned and evaluated; nothing without questions."""
-  ict, realm_ = config.ict.workdir, config.realm.workdir
+  realm_ = config.realm.workdir
   starts = {  # system -> what differs in config.finetune
       "closed_book": {"retrieval": "none", "reader": realm_},
       "bm25": {"retrieval": "bm25", "reader": realm_},
-      "ict": {"retrieval": "dense", "retriever": ict, "reader": os.path.join(realm_, "warmup")},
+      start(config): {"retrieval": "dense", "retriever": config.realm.init, "reader": os.path.join(realm_, "warmup")},
       "realm": {"retrieval": "dense", "retriever": realm_, "reader": realm_}}
   found = []
   for system in config.evaluate.systems if config.finetune.questions else ():

@@ -128,12 +128,13 @@ def save(model: keras.Model, workdir: str, step: int) -> None:
 
 
 class KeepBest(keras.callbacks.Callback):
-  """Measures exact match on dev questions every so many steps, and keeps the best snapshot.
+  """Measures the model on held-out data every so many steps, and keeps the best snapshot.
 
   The best so far stands in W/best, so a run that was killed goes on with it.
 
   Args:
-    measure: the model as it is now → exact match, 0 to 1.
+    measure: the model as it is now → how good it is; more is better.
+    name: of the measure, in metrics.jsonl and in info.json.
     write_snapshot: a root, a step and more for info.json → publishes a snapshot of the model there.
     restore: gives the model the weights of such a snapshot.
     workdir: W.
@@ -141,21 +142,21 @@ class KeepBest(keras.callbacks.Callback):
   """
 
   def __init__(self, measure: Callable[[], float], write_snapshot: Callable[[str, int, dict], str],
-               restore: Callable[[str], None], *, workdir: str, every_steps: int, steps: int):
+               restore: Callable[[str], None], *, name: str = DEV_EXACT_MATCH, workdir: str, every_steps: int, steps: int):
     super().__init__()
-    self.measure, self.write_snapshot, self.restore = measure, write_snapshot, restore
+    self.measure, self.write_snapshot, self.restore, self.name = measure, write_snapshot, restore, name
     self.root, self.step = os.path.join(workdir, "best"), checkpoint_step(workdir)
     self.every_steps, self.steps = every_steps, steps
-    self.measured: dict[str, float] = {}  # for metrics.jsonl: dev_exact_match, after a step that was measured
+    self.measured: dict[str, float] = {}  # for metrics.jsonl, after a step that was measured
 
   def on_train_batch_end(self, batch, logs=None):
     self.step += 1
     self.measured = {}
     if self.step % self.every_steps and self.step != self.steps:
       return
-    self.measured = {DEV_EXACT_MATCH: self.measure()}
+    self.measured = {self.name: self.measure()}
     best = self._best()
-    if best is None or self.measured[DEV_EXACT_MATCH] > artifacts.read_info(best)[DEV_EXACT_MATCH]:
+    if best is None or self.measured[self.name] > artifacts.read_info(best)[self.name]:
       kept = self.write_snapshot(self.root, self.step, self.measured)
       for folder in artifacts.complete_folders(self.root):
         if folder != kept:
@@ -164,19 +165,19 @@ class KeepBest(keras.callbacks.Callback):
   def take(self) -> dict:
     """Gives the model its best weights; returns what info.json should say of them.
 
-    Nothing happens where nothing was measured: in a run that had ended before there were dev questions.
+    Nothing happens where nothing was measured: in a run that had ended before it was asked for.
     """
     best = self._best()
     if best is None:
       return {}
     self.restore(best)
     info = artifacts.read_info(best)
-    return {"best_step": info["step"], DEV_EXACT_MATCH: info[DEV_EXACT_MATCH]}
+    return {"best_step": info["step"], self.name: info[self.name]}
 
   def _best(self) -> str | None:
     """The best snapshot, the earliest of equals."""
-    exact_match = lambda folder: artifacts.read_info(folder)[DEV_EXACT_MATCH]
-    return max(artifacts.complete_folders(self.root), key=exact_match, default=None)
+    measured = lambda folder: artifacts.read_info(folder)[self.name]
+    return max(artifacts.complete_folders(self.root), key=measured, default=None)
 
 
 class _Report(keras.callbacks.Callback):

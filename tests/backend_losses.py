@@ -5,7 +5,7 @@ import os
 import keras
 import numpy as np
 
-from realm_tf.models.ict import IctModel
+from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.realm import RealmModel
 from realm_tf.models.retriever import Retriever
@@ -51,7 +51,7 @@ def compute(folder: str) -> dict[str, float]:
     "target_mask": np.ones([2, 2], np.float32),
   }
   return {
-    "ict": _loss(IctModel(retriever), ict),
+    "ict": _loss(InBatchModel(retriever, measures_removed=True), ict),
     "realm": _loss(RealmModel(retriever, reader), realm),
   }
 

@@ -27,7 +27,8 @@ ALLOWED = {
     "losses": "",
     "tokenization": "characters vocabularies",
     "passages": "artifacts paths tokenization",
-    "examples": "artifacts passages tokenization",
+    "holders": "artifacts metrics passages",
+    "examples": "artifacts holders passages tokenization",
     "answering": "examples passages",
     "explanations": "artifacts examples tokenization",
     "devices": "errors",
@@ -37,7 +38,7 @@ ALLOWED = {
     "models.span_reader": "models.encoder",
     "models.tagger": "models.encoder",
     "models.open_qa": "devices losses models.span_reader",
-    "models.ict": "devices losses models.retriever",
+    "models.in_batch": "devices losses models.retriever",
     "models.realm": "devices losses models.masked_reader models.retriever",
     "optimizer": "devices",
     "snapshots": "artifacts tokenization vocabularies models.retriever models.masked_reader models.span_reader",
@@ -50,15 +51,17 @@ ALLOWED = {
     "bm25": "characters passages retrieval",
     "settings": "artifacts devices errors examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
     "block_records": "artifacts checkpoints settings",
+    "recurring_spans": "errors examples passages tokenization models.retriever",
     "questions": "artifacts json_lines metrics ownership passages examples settings tokenization",
     "qa_examples": "answering examples index metrics passages progress questions models.span_reader",
     "prepare_questions": "artifacts input_files json_lines metrics ownership progress questions settings",
     "training": "artifacts ownership snapshots progress",
+    "warm_start": "errors examples optimizer passages recurring_spans settings snapshots tokenization training models.in_batch",
     "stages": "artifacts",
     "conll": "artifacts paths",
     "span_tagger": "artifacts conll examples paths tokenization models.tagger",
 }
-ENTRY_POINTS = ("pretrain_ict", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "train_tagger", "pipeline",
+ENTRY_POINTS = ("pretrain_ict", "pretrain_spans", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "train_tagger", "pipeline",
                 "import_checkpoint", "export_checkpoint")  # in order: any above
 
 
@@ -164,7 +167,7 @@ def test_no_cycles_in_what_is_imported():
 def test_models_and_losses_run_on_any_backend():
   """Keras' JAX backend needs no TensorFlow: models and losses name none."""
   for name in ("losses", "errors", "optimizer", "models.encoder", "models.retriever", "models.masked_reader", "models.span_reader", "models.tagger",
-               "models.ict", "models.realm"):
+               "models.in_batch", "models.realm"):
     got = {module.split(".")[0] for module in imported(sources("realm_tf")[name])}
     assert "tensorflow" not in got and "tensorflow_text" not in got, name
 

@@ -23,7 +23,7 @@ def close(got, wanted, what: str, *, rtol: float = 2e-5) -> None:
   np.testing.assert_allclose(got, wanted, rtol=rtol, atol=2e-5)
 
 
-def test_in_batch_ict():
+def test_in_batch():
   queries, passages = draw(0, 6, 5, scale=2), draw(1, 6, 5)
   passages[2] = 3 * queries[2]  # one row that is certainly right
   loss, correct = np.zeros(6), np.zeros(6)
@@ -31,21 +31,21 @@ def test_in_batch_ict():
     scores = [sum(float(a) * float(b) for a, b in zip(queries[i], passages[j])) for j in range(6)]
     loss[i] = np.log(sum(np.exp(score - scores[i]) for score in scores))
     correct[i] = scores[i] == max(scores)
-  got = losses.in_batch_ict(queries, passages)
+  got = losses.in_batch(queries, passages)
   close(got.loss, loss, "ICT loss")
   np.testing.assert_array_equal(keras.ops.convert_to_numpy(got.correct), correct)
   assert 0 < correct.sum() < 6
 
 
-def test_in_batch_ict_leaves_out_what_is_not_allowed():
+def test_in_batch_leaves_out_what_is_not_allowed():
   queries, passages, allowed = draw(0, 4, 5), draw(1, 4, 5), np.ones([4, 4], np.float32)
   passages[3] = 3 * queries[1]  # would be taken for query 1's
   allowed[1, 3] = allowed[0, 1] = 0
   scores = np.where(allowed > 0, queries.astype(np.float64) @ passages.T, -np.inf)
-  got = losses.in_batch_ict(queries, passages, allowed=allowed)
+  got = losses.in_batch(queries, passages, allowed=allowed)
   close(got.loss, -np.log(np.diag(softmax(scores))), "loss among the allowed passages")
   np.testing.assert_array_equal(keras.ops.convert_to_numpy(got.correct), np.diag(scores) == scores.max(1))
-  assert keras.ops.convert_to_numpy(losses.in_batch_ict(queries, passages).loss)[1] > got.loss[1] + 1, "passage 3 counted"
+  assert keras.ops.convert_to_numpy(losses.in_batch(queries, passages).loss)[1] > got.loss[1] + 1, "passage 3 counted"
 
 
 def marginal_by_hand(token_log_probs, scores, target_mask, per_token):
@@ -174,8 +174,8 @@ def test_finite_at_extreme_scores(size):
   first, mask = np.array([[1, 0, 0], [1, 0, 0]], np.float32), np.array([[1, 1, 0], [1, 1, 0]], np.float32)
   marginal = [size - np.log1p(np.exp(-2)), 1]  # row 0: the first and the last candidate share the mass; row 1: all is on the second
   for name, loss, wanted in (
-      ("ICT", lambda: losses.in_batch_ict(scores, tf.constant([[0, 0, 1.0], [1, 0, 0.0]])).loss, [size, size]),
-      ("ICT, right", lambda: losses.in_batch_ict(scores, tf.constant([[1.0, 0, 0], [0, 1.0, 0]])).loss, [0, 0]),
+      ("ICT", lambda: losses.in_batch(scores, tf.constant([[0, 0, 1.0], [1, 0, 0.0]])).loss, [size, size]),
+      ("ICT, right", lambda: losses.in_batch(scores, tf.constant([[1.0, 0, 0], [0, 1.0, 0]])).loss, [0, 0]),
       ("marginal", lambda: losses.marginal_masked_lm(token_log_probs, scores, ones).loss, marginal),
       ("per token", lambda: losses.marginal_masked_lm(token_log_probs, scores, ones, per_token=True).loss, marginal),
       ("span", lambda: losses.marginal_span(scores, first, scores, mask, first).reader, [0, 2 * size]),

@@ -19,7 +19,7 @@ from realm_tf import (
   settings,
   training,
 )
-from realm_tf.models.ict import IctModel
+from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.realm import RealmModel
 from realm_tf.models.span_reader import SpanReader
 from realm_tf.optimizer import bert_optimizer
@@ -148,7 +148,7 @@ def test_one_step_of_ict(config, tmp_path):
   data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length, passage_length=288)
   batch = data.batch(0, batch_size=2, seed=0)
   assert batch["query_ids"].shape == (2, 64) and batch["passage_ids"].shape == (2, 288)
-  assert np.isfinite(step(IctModel(retriever), batch, tmp_path, config.ict))
+  assert np.isfinite(step(InBatchModel(retriever, measures_removed=True), batch, tmp_path, config.ict))
 
 
 @pytest.mark.timeout(900)

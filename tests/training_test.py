@@ -14,7 +14,7 @@ import pytest
 from keras import ops
 
 from realm_tf import artifacts, examples, passages, progress, settings, snapshots, training
-from realm_tf.models.ict import IctModel
+from realm_tf.models.in_batch import InBatchModel
 from realm_tf.optimizer import LinearWarmupDecay, bert_optimizer
 from tests.processes import REPOSITORY, wait_until
 
@@ -293,7 +293,7 @@ def ict_run(toy, workdir: str, stop_at: int | None = None):
   data = examples.IctExamples(table, tokenizer=tokenizer, query_length=24, passage_length=44)
   batches = lambda step: data.batch(step, batch_size=4, seed=0)
   training.train(
-      IctModel(retriever), batches if stop_at is None else stopping_at(stop_at, batches), workdir=workdir, steps=8, log_every=2,
+      InBatchModel(retriever, measures_removed=True), batches if stop_at is None else stopping_at(stop_at, batches), workdir=workdir, steps=8, log_every=2,
       checkpoint_every=4, batch_size=4, optimizer=bert_optimizer(learning_rate=1e-2, steps=8))
   return retriever
 

@@ -167,7 +167,7 @@ def in_batch_loss(retriever: Retriever) -> Callable:
   def loss(trainable, fixed, batch):
     inputs, allowed = batch
     outputs, fixed = retriever.stateless_call(trainable, fixed, inputs, training=True)
-    result = losses.in_batch_ict(outputs["queries"], outputs["passages"], allowed=allowed)
+    result = losses.in_batch(outputs["queries"], outputs["passages"], allowed=allowed)
     mean = jnp.mean(result.loss)
     return mean, (fixed, {"loss": mean, "accuracy": jnp.mean(result.correct)})
 
