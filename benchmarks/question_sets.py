@@ -45,3 +45,19 @@ def _question_of(row: dict, titles: Collection[str]) -> dict | str:
 def half_of(title: str) -> int:
   """The half that a title's questions are in, by the title alone: 0 (dev) or 1 (test)."""
   return hashlib.sha256(title.encode()).digest()[0] % len(HALVES)
+
+
+def halves_of(path: str, titles: Collection[str]) -> dict[str, list[dict]]:
+  """`of_titles` by half.
+
+  Raises:
+    UserError: no such file, or a half without questions.
+  """
+  rows = of_titles(path, titles)
+  found = {half: [row for row in rows if HALVES[half_of(row["title"])] == half] for half in HALVES}
+  for half, part in found.items():
+    if not part:
+      raise artifacts.UserError(
+        f"the {half} half of {path!r} has no question about these passages, of {len(rows)} in both "
+        "halves; give more articles, or questions about them.")
+  return found

@@ -19,6 +19,7 @@ Hardware and time, three seeds, all systems, two CPU cores: HOURS for covid, HOU
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -27,10 +28,22 @@ from collections.abc import Collection, Mapping, Sequence
 from absl import flags
 from ml_collections import config_flags
 
+from benchmarks import question_sets
 from benchmarks.question_sets import HALVES
-from benchmarks.real_text import ranks, report, systems
+from benchmarks.real_text import rank, report, systems
 from configs import real_text as config_file
-from realm_tf import artifacts, pipeline, settings, stages
+from realm_tf import (
+  artifacts,
+  index,
+  json_lines,
+  metrics,
+  passages,
+  pipeline,
+  pretrain,
+  settings,
+  snapshots,
+  stages,
+)
 
 
 class Benchmark:
@@ -48,20 +61,40 @@ class Benchmark:
 
   def __init__(self, config, *, config_path: str, overrides: Mapping[str, object],
                halves: Sequence[str]):
-    self.config, self.config_path, self.root = config, config_path, config.run_dir
-    self.halves, self.overrides = halves, overrides
-    self.names: dict[str, str] = {}  # system → its name for people
-    found = stages.corpus(config)
-    pipeline.check_inputs(found)
-    runner = pipeline.Runner(self.root, config.to_dict())
-    for number, stage in enumerate(found, 1):
-      runner.run(stage, f"[corpus, {number}/{len(found)}] {stage.name}")
+    self.config, self.config_path, self.root, self.halves = config, config_path, config.run_dir, halves
+    self._make_corpus()
     shared = {name: config[name] for name in ("passages", "knowledge_spans", "spans")}
     config.update(shared)  # whatever run_dir is from now on
     self.overrides = {**overrides, **shared}
-    self.scorer = ranks.Scorer(config.passages, config.question_sets.to_dict(),
-                               output=os.path.join(self.root, "questions"))
-    self.scorer.tell_cut(length=config.retriever.query_length)
+    titles = passages.load(config.passages).titles
+    self.num_passages = len(titles)
+    self.questions = self._write_questions(set(map(metrics.normalize_answer, titles)))
+    self.names: dict[str, str] = {}  # system → its name for people
+
+  def _make_corpus(self) -> None:
+    found = stages.corpus(self.config)
+    pipeline.check_inputs(found)
+    runner = pipeline.Runner(self.root, self.config.to_dict())
+    for number, stage in enumerate(found, 1):
+      runner.run(stage, f"[corpus, {number}/{len(found)}] {stage.name}")
+
+  def _write_questions(self, titles: Collection[str]) -> dict[str, dict[str, list[dict]]]:
+    """Half → set → rows; each also stands in a file."""
+    found = {half: {} for half in HALVES}
+    for name, path in self.config.question_sets.items():
+      for half, rows in question_sets.halves_of(path, titles).items():
+        found[half][name] = rows
+        artifacts.write_text(self._file(half, name), "".join(map(json_lines.dumps, rows)))
+    return found
+
+  def _file(self, half: str, name: str) -> str:
+    return os.path.join(self.root, "questions", half, f"{name}.jsonl")
+
+  def _seed_dir(self, seed: int) -> str:
+    return os.path.join(self.root, f"seed-{seed}")
+
+  def _ranks(self, seed: int, half: str, key: str) -> str:
+    return os.path.join(self._seed_dir(seed), "ranks", half, key)
 
   def of_seed(self, seed: int) -> dict[str, systems.System]:
     """A seed's systems; the config becomes that seed's."""
@@ -79,40 +112,54 @@ class Benchmark:
     """
     system = self.of_seed(seed)[key]
     runner = pipeline.Runner(self.config.run_dir, self.config.to_dict())
+    title = f"[seed {seed}, {system.name}]"
     for stage in system.stages:
-      runner.run(stage, f"[seed {seed}, {system.name}] {stage.name}")
-    inputs, scorer = {"passages": self.config.passages}, self.scorer
-    open_search = scorer.bm25_search
-    if system.workdir:
-      snapshot, folder = ranks.newest_index(self.config, system.workdir)
-      inputs |= {"snapshot": snapshot}
-      open_search = lambda: scorer.dense_search(snapshot, folder)
-    for half in {"dev", *self.halves}:
-      scorer.write(self._ranks(seed, key, half), half, inputs, open_search)
+      runner.run(stage, f"{title} {stage.name}")
+    retriever = self._retriever(system.workdir) if system.workdir else {}
+    for half in HALVES:
+      if half in ("dev", *self.halves):
+        runner.run(self._rank_stage(seed, half, key, retriever), f"{title} ranks, {half} half")
+
+  def _retriever(self, workdir: str) -> dict[str, str]:
+    """A trainer's newest snapshot and its index, which is made if it is not there."""
+    snapshot = snapshots.newest(workdir, advice="run the same command again.")
+    folder = index.folder_of(workdir, snapshot)
+    if not artifacts.is_complete(folder):
+      roots = [os.path.join(workdir, name) for name in ("snapshots", "indexes")]
+      pretrain.make_index(self.config, snapshots_root=roots[0], indexes=roots[1])
+    return {"snapshot": snapshot, "index": folder}
+
+  def _rank_stage(self, seed: int, half: str, key: str, retriever: Mapping[str, str]) -> stages.Stage:
+    """Retriever and question files → files of ranks; done again when one of them has changed."""
+    asked = [self._file(half, name) for name in self.questions[half]]
+    folder, passages_ = self._ranks(seed, half, key), self.config.passages
+    return stages.Stage(
+      f"ranks {half} {key}",
+      ("benchmarks.real_text.rank", f"--passages={passages_}", f"--questions={','.join(asked)}",
+       *(f"--{name}={path}" for name, path in retriever.items()), f"--output={folder}"),
+      inputs=(passages_, *asked, *retriever.values()),
+      outputs=[os.path.join(folder, os.path.basename(path)) for path in asked], folder=folder)
 
   def results(self, seeds: Sequence[int]) -> dict:
     """What `report.table_of` takes, of all ranks that are there."""
-    found = {half: self._read(seeds, half) for half in {"dev", *self.halves}}
+    found = {half: self._read(seeds, half) for half in self.questions}
     return {"title": f"Zero-shot retrieval, {os.path.basename(self.root)}, "
-                     f"{len(self.scorer.table):,} passages",
+                     f"{self.num_passages:,} passages",
             "note": report.NOTE if self.config.encoder.preset else "",
             "sets": {name: {half: report.compare(found["dev"][name], found[half][name])
-                            for half in self.halves} for name in self.scorer.sets}}
+                            for half in self.halves} for name in self.questions["dev"]}}
 
   def _read(self, seeds: Sequence[int], half: str) -> dict[str, report.Ranks]:
-    """Set → system → seed → rule → ranks."""
-    found = {name: {} for name in self.scorer.sets}
-    for key in self.names:
-      for seed in seeds:
-        for name, by_rule in self.scorer.read(self._ranks(seed, key, half), half).items():
-          found[name].setdefault(key, {})[seed] = by_rule
+    """Set → system → seed → rule → ranks; those of other questions than today's are left out."""
+    found = {}
+    for name, asked in self.questions[half].items():
+      found[name] = {}
+      for key, seed in itertools.product(self.names, seeds):
+        path = os.path.join(self._ranks(seed, half, key), f"{name}.jsonl")
+        rows = rank.read_rows(path) if artifacts.gfile.exists(path) else []
+        if [row["question"] for row in rows] == [row["question"] for row in asked]:
+          found[name].setdefault(key, {})[seed] = rank.read_ranks(rows)
     return found
-
-  def _seed_dir(self, seed: int) -> str:
-    return os.path.join(self.root, f"seed-{seed}")
-
-  def _ranks(self, seed: int, key: str, half: str) -> str:
-    return os.path.join(self._seed_dir(seed), "ranks", half, key)
 
   def write(self, seeds: Sequence[int]) -> str:
     """Writes table, results and picture; returns the table."""

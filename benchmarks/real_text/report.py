@@ -8,7 +8,7 @@ import numpy as np
 import tabulate
 
 from benchmarks.real_text import statistics
-from benchmarks.real_text.ranks import RULES
+from benchmarks.real_text.rank import RULES
 from benchmarks.real_text.statistics import METRICS, Estimate
 from benchmarks.real_text.systems import BM25, PAIRS
 from realm_tf import artifacts
@@ -17,6 +17,8 @@ NOTE = ("The published encoder was trained on Natural Questions, SQuAD and MS MA
         "data.")
 RULE_WORDS = {"answer": "a passage that holds an answer",
               "strict": "a passage of the question's own title that holds an answer"}
+_LEGEND = ("In percent, mean over seeds [95% bootstrap interval over questions]. Differences are "
+           "paired by question.")
 _INK, _PALE = "#333333", "#cbd5e0"
 _COLORS = {"answer": "#2b6cb0", "strict": "#dd6b20"}
 _BEST_BY = METRICS.index("recall@5")
@@ -82,8 +84,7 @@ def table_of(results: Mapping, names: Mapping[str, str]) -> str:
     names: system → its name for people.
   """
   parts = [results["title"], *filter(None, [results["note"]]),
-           "In percent, mean over seeds [95% bootstrap interval over questions]. Differences are "
-           "paired by question."]
+           _LEGEND]
   for name, halves in results["sets"].items():
     for half, found in halves.items():
       for rule, words in RULE_WORDS.items():
