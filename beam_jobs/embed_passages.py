@@ -258,7 +258,7 @@ def _run(
   beam_args: Sequence[str],
 ) -> dict[str, int]:
   """Writes the embedding files that `folder` lacks; counts of those by the names of _COUNTERS."""
-  sources = passages.shard_paths(passages_folder)
+  sources = passages.shard_paths(passages_folder, passages.KIND)
   shards = [
     Shard(i, source, os.path.join(folder, index.shard_name(i, len(sources))))
     for i, source in enumerate(sources)

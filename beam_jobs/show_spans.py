@@ -90,7 +90,7 @@ class Annotated:
 def read(folder: str) -> Annotated:
   """Reads a complete spans folder."""
   info, spans = artifacts.read_info(folder, kind=annotate_spans.KIND), {}
-  for path in passages.shard_paths(folder):
+  for path in passages.shard_paths(folder, annotate_spans.KIND):
     for row in passages.read_shard(path, passages.Sentence):
       spans[row.passage, row.text] = [
           (row.token_starts[start], row.token_ends[end - 1]) for start, end in zip(row.span_starts, row.span_ends)]
@@ -142,7 +142,7 @@ def page(folders: Sequence[str], *, num: int, seed: int, source: str) -> str:
 
 
 def _sentences(passages_folder: str) -> Iterator[tuple[passages.Passage, str]]:
-  for path in passages.shard_paths(passages_folder):
+  for path in passages.shard_paths(passages_folder, passages.KIND):
     for passage in passages.read_shard(path, passages.Passage):
       for text in annotate_spans.sentences_of(passage):
         yield passage, text

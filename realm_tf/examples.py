@@ -500,10 +500,12 @@ class MaskedSentences:
       self._holders = holders.Holders.load(folder)
     self._is_held = self._spans_with_holders()  # by other passages, few enough
     self._hold_out(np.array(own)[self._of_passage[:-1]], num_held_out)
+    held = ""
+    if self._holders:
+      held = f"; {self._is_held.mean():.1%} of the spans stand in 1 to {holders.MAX_HOLDERS} other passages"
     print(
       f"{folder}: {len(self):,} sentences to mask; {self._own.share:.1%} stand in a passage of "
-      f"{knowledge.folder} (of the same title and text), which is their own; {np.mean(self._is_held):.1%} of the "
-      f"spans stand in 1 to {holders.MAX_HOLDERS} other passages",
+      f"{knowledge.folder} (of the same title and text), which is their own{held}",
       flush=True,
     )
 

@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -16,6 +17,7 @@ KIND = "passages"
 _OPTIONS = tf.io.TFRecordOptions(compression_type="GZIP")
 SPECIAL_TOKENS = 3  # [CLS] title [SEP] text [SEP]
 _ROWS_AT_ONCE = 4096  # records
+Row = TypeVar("Row")  # a frozen dataclass whose fields are str, int and Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Sentence:
     ids: word pieces.
     token_starts, token_ends: byte offsets of each word piece in the UTF-8 text.
     span_starts, span_ends: word-piece range [start, end) of each salient span, in order of start.
+    span_phrases: what `holders.Holders` knows each span by; 0 where the passage's title holds the
+      span too, or it has no word.
   """
 
   passage: int
@@ -125,6 +129,16 @@ class Sentence:
   token_ends: Sequence[int]
   span_starts: Sequence[int]
   span_ends: Sequence[int]
+  span_phrases: Sequence[int]
+
+  @property
+  def span_texts(self) -> list[str]:
+    """Each salient span as written."""
+    data = self.text.encode()
+    return [
+      data[self.token_starts[start] : self.token_ends[end - 1]].decode(errors="ignore")
+      for start, end in zip(self.span_starts, self.span_ends, strict=True)
+    ]
 
 
 def sentences_of(text: str, starts: Sequence[int], ends: Sequence[int]) -> list[str]:
@@ -133,7 +147,7 @@ def sentences_of(text: str, starts: Sequence[int], ends: Sequence[int]) -> list[
   return [data[start:end].decode() for start, end in zip(starts, ends)]
 
 
-def encode(row: Passage | Sentence) -> bytes:
+def encode(row: Row) -> bytes:
   """A row as one serialised tf.train.Example: strings as bytes, integers as int64 lists."""
   features = {}
   for field in dataclasses.fields(row):
@@ -145,7 +159,7 @@ def encode(row: Passage | Sentence) -> bytes:
   return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
 
 
-def decode(record: bytes, row_type: type[Passage] | type[Sentence]) -> Passage | Sentence:
+def decode(record: bytes, row_type: type[Row]) -> Row:
   """The inverse of `encode`."""
   feature, values = tf.train.Example.FromString(record).features.feature, {}
   for field in dataclasses.fields(row_type):
@@ -157,16 +171,21 @@ def decode(record: bytes, row_type: type[Passage] | type[Sentence]) -> Passage |
   return row_type(**values)
 
 
-def shard_paths(folder: str) -> list[str]:
-  """The record files of a passages or spans folder (complete or being written), in order of their rows."""
-  return paths.listed(folder, r"[a-z]+-\d{5,}-of-\d{5,}\.tfrecord\.gz")
+def shard_paths(folder: str, kind: str) -> list[str]:
+  """The record files of one kind in a folder (complete or being written), in order of their rows.
+
+  Args:
+    folder: of passages or of spans.
+    kind: what the rows are: "passages", "spans" or "holders".
+  """
+  return paths.listed(folder, kind + r"-\d{5,}-of-\d{5,}\.tfrecord\.gz")
 
 
 def shard_name(kind: str, shard: int, num_shards: int) -> str:
   return f"{kind}-{shard:05d}-of-{num_shards:05d}.tfrecord.gz"
 
 
-def write_shard(path: str, rows: Iterable[Passage | Sentence]) -> None:
+def write_shard(path: str, rows: Iterable[Row]) -> None:
   """Writes one record file whole (under a temporary name, then renamed)."""
   folder, name = os.path.split(path)
   partial = os.path.join(folder, f".partial-{os.getpid()}-{name}")
@@ -176,22 +195,32 @@ def write_shard(path: str, rows: Iterable[Passage | Sentence]) -> None:
   artifacts.gfile.rename(partial, path, overwrite=True)
 
 
-def read_shard(path: str, row_type: type[Passage] | type[Sentence]) -> Iterator[Passage | Sentence]:
+def read_shard(path: str, row_type: type[Row]) -> Iterator[Row]:
   """The rows of one record file, in order."""
   for record in tf.data.TFRecordDataset(path, compression_type="GZIP").as_numpy_iterator():
     yield decode(record, row_type)
 
 
+def read_columns(shards: Sequence[str], features: Mapping) -> Iterator[dict]:
+  """Some columns of record files' rows, of which few are in memory at once.
+
+  Args:
+    shards: paths of record files.
+    features: name -> how `tf.io.parse_example` reads it.
+
+  Yields:
+    Name -> tensor of the next rows.
+  """
+  records = tf.data.TFRecordDataset(shards, compression_type="GZIP").batch(_ROWS_AT_ONCE)
+  parsed = records.map(lambda batch: tf.io.parse_example(batch, features))
+  yield from parsed.prefetch(1)
+
+
 def read_uids(folder: str) -> np.ndarray:
-  """`short_uids` of the passages of a complete folder, of which few are in memory at once."""
+  """`short_uids` of the passages of a complete folder."""
   features = {name: tf.io.FixedLenFeature([], tf.string) for name in ("title", "text")}
-  records = tf.data.TFRecordDataset(shard_paths(folder), compression_type="GZIP").batch(
-    _ROWS_AT_ONCE
-  )
-  parsed = (
-    records.map(lambda batch: tf.io.parse_example(batch, features)).prefetch(1).as_numpy_iterator()
-  )
-  return np.concatenate([short_uids(rows["title"], rows["text"]) for rows in parsed])
+  columns = read_columns(shard_paths(folder, KIND), features)
+  return np.concatenate([short_uids(rows["title"].numpy(), rows["text"].numpy()) for rows in columns])
 
 
 # ------------------------------------------------------------------------------------------------------------- table
@@ -272,7 +301,7 @@ def load(folder: str) -> PassageTable:
   """
   info = artifacts.read_info(folder, kind=KIND)
   dtype = np.uint16 if info["vocab_size"] <= 1 << 16 else np.int32
-  rows = [row for path in shard_paths(folder) for row in read_shard(path, Passage)]
+  rows = [row for path in shard_paths(folder, KIND) for row in read_shard(path, Passage)]
   if [passage.number for passage in rows] != list(range(info["counts"]["passages"])):
     raise artifacts.ArtifactError(
         f"{folder!r} holds {len(rows)} passages, its info.json says {info['counts']['passages']}: a record file is missing or "

@@ -17,6 +17,7 @@ import pytest
 from benchmarks.accelerator import batches, packing
 from benchmarks.accelerator.packed import NONE, Packed, firsts
 from realm_tf import artifacts, examples, metrics, passages, settings
+from realm_tf.holders import MAX_HOLDERS
 from realm_tf.models import encoder
 from tests import backend_losses
 from tests.processes import REPOSITORY
@@ -116,7 +117,7 @@ def corpus(data, layout) -> batches.Corpus:
 
 def test_pack_keeps_every_cloze_that_fits_and_its_holders(data, table, run):
   wanted = {}  # (passage, word pieces of the sentence) → its spans that fit, as text
-  for path in passages.shard_paths(os.path.join(run, "spans")):
+  for path in passages.shard_paths(os.path.join(run, "spans"), "spans"):
     for row in passages.read_shard(path, passages.Sentence):
       spans = [
         (start, end)
@@ -143,7 +144,7 @@ def test_pack_keeps_every_cloze_that_fits_and_its_holders(data, table, run):
       text = spans[int(data.span_starts[at]), int(data.span_ends[at])]
       holders = {other for other, words_of in enumerate(words) if f" {text} " in words_of}
       titled = f" {text} " in f" {metrics.normalize_answer(table.titles[number])} "
-      if not text or titled or not 1 <= len(holders - {number}) <= packing.MAX_HOLDERS:
+      if not text or titled or not 1 <= len(holders - {number}) <= MAX_HOLDERS:
         assert data.span_phrases[at] == NONE, text
       else:
         phrase, useful = data.span_phrases[at], useful + 1
@@ -190,7 +191,7 @@ def test_pack_knows_which_passages_answer(data, table, run):
 def test_pack_refuses_spans_of_other_passages(toy, run, tmp_path):
   (tmp_path / "passages").symlink_to(toy.path("passages"))
   (tmp_path / "spans").symlink_to(toy.path("spans"))  # of other passages
-  with pytest.raises(artifacts.ArtifactError, match="was not made from"):
+  with pytest.raises(artifacts.ArtifactError, match="was made from passages"):
     packing.pack(
       str(tmp_path),
       [],

@@ -71,8 +71,12 @@ def made(tmp_path_factory):
   return folder, info
 
 
+def files(folder) -> list[str]:
+  return [path for kind in ("spans", "holders") for path in passages.shard_paths(str(folder), kind)]
+
+
 def read(folder) -> list[passages.Sentence]:
-  return [row for path in passages.shard_paths(str(folder)) for row in passages.read_shard(path, passages.Sentence)]
+  return [row for path in passages.shard_paths(str(folder), "spans") for row in passages.read_shard(path, passages.Sentence)]
 
 
 def test_sentences_and_word_pieces(made):
@@ -87,15 +91,16 @@ def test_sentences_and_word_pieces(made):
   assert [row.passage for row in rows] == sorted(row.passage for row in rows)
   assert all(row.text in table.texts[row.passage] for row in rows)
   assert info["counts"] == {
-      "sentences": 20 * (4 + 3 + 3), "sentences_with_spans": 20 * (3 + 1 + 2), "spans": 20 * (5 + 1 + 2), "dropped": {"too_long": 20}}
-  assert info["inputs"]["passages"]["fingerprint"] == table.fingerprint and len(passages.shard_paths(str(folder / "S"))) == 3
+      "sentences": 20 * (4 + 3 + 3), "sentences_with_spans": 20 * (3 + 1 + 2), "spans": 20 * (5 + 1 + 2), "dropped": {"too_long": 20},
+      "phrases": 5 + 60, "phrases_with_holders": 5}  # four names are in 20 passages each, and "1852" in those and number 52's
+  assert info["inputs"]["passages"]["fingerprint"] == table.fingerprint and len(files(folder / "S")) == 2 * 3
 
 
 def test_same_again(made, capsys):
   folder, info = made
   again = annotate_spans.run(str(folder / "P"), str(folder / "again"))
   assert again["fingerprint"] == info["fingerprint"]
-  for one, two in zip(passages.shard_paths(str(folder / "S")), passages.shard_paths(str(folder / "again")), strict=True):
+  for one, two in zip(files(folder / "S"), files(folder / "again"), strict=True):
     assert artifacts.file_digest(one) == artifacts.file_digest(two)
   assert annotate_spans.run(str(folder / "P"), str(folder / "S")) == info and "already made" in capsys.readouterr().out
 

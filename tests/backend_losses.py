@@ -7,7 +7,7 @@ import numpy as np
 
 from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.masked_reader import MaskedReader
-from realm_tf.models.realm import RealmModel
+from realm_tf.models.realm import DISTILLATION, RealmModel
 from realm_tf.models.retriever import Retriever
 
 _ARCHITECTURE = {
@@ -52,7 +52,12 @@ def compute(folder: str) -> dict[str, float]:
   }
   return {
     "ict": _loss(InBatchModel(retriever, measures_removed=True), ict),
+    "recurring_spans": _loss(InBatchModel(retriever), {**ict, "allowed": np.triu(np.ones([4, 4], np.float32))}),
     "realm": _loss(RealmModel(retriever, reader), realm),
+    "batch_candidates": _loss(
+      RealmModel(retriever, reader, batch_candidates=True, retriever_loss=DISTILLATION),
+      {**realm, "unread": np.array([[0, 0, 0, 1], [0, 1, 0, 0]], np.float32)},
+    ),
   }
 
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from realm_tf import artifacts, index, passages
+from realm_tf import artifacts, index, paths
 from tests.processes import REPOSITORY, free_ports, is_listening, wait_until
 
 
@@ -63,7 +63,7 @@ def check_outputs(toy, folder: str) -> None:
 
 def files_of(folder: str) -> dict[str, bytes]:
   found = {}
-  for path in passages.shard_paths(folder):
+  for path in paths.listed(folder, r".+\.tfrecord\.gz"):
     with open(path, "rb") as file:
       found[os.path.basename(path)] = file.read()
   return found

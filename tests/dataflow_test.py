@@ -123,7 +123,7 @@ def test_a_template_publishes_by_itself(service, toy, tmp_path):
   info, wanted = artifacts.read_info(str(output)), artifacts.read_info(toy.config().passages)
   print(service.jobs[0]["name"], info["counts"])
   assert info["counts"] == wanted["counts"] and info["vocab_fingerprint"] == wanted["vocab_fingerprint"]
-  for path in passages.shard_paths(toy.config().passages):
+  for path in passages.shard_paths(toy.config().passages, "passages"):
     assert (output / os.path.basename(path)).read_bytes() == open(path, "rb").read()
 
 

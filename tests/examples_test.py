@@ -263,7 +263,7 @@ def test_masked_sentences_of_the_toy_corpus(toy):
     data = examples.MaskedSentences(
       folder, tokenizer=tokenizer, query_length=20, max_masks=4, knowledge=table
     )
-    written = [row for path in passages.shard_paths(folder) for row in passages.read_shard(path, passages.Sentence)]
+    written = [row for path in passages.shard_paths(folder, "spans") for row in passages.read_shard(path, passages.Sentence)]
     spans = {(tuple(row.ids), start, end) for row in written for start, end in zip(row.span_starts, row.span_ends)}
     fitting = {row for row in spans if row[2] <= 18 and row[2] - row[1] <= 4}
     drawn = set()
@@ -327,7 +327,7 @@ def test_own_passages_are_found_in_another_folder(toy, overlapping, masking, cap
     for number in (
       [
         row.passage
-        for path in passages.shard_paths(overlapping)
+        for path in passages.shard_paths(overlapping, "spans")
         for row in passages.read_shard(path, passages.Sentence)
       ]
       if masking == "salient"

@@ -84,7 +84,7 @@ def tuned(toy, tmp_path_factory) -> str:
 
 def masked_sentence(toy) -> tuple[passages.Sentence, int, int]:
   """A sentence of the corpus and a salient span of several word pieces in it."""
-  rows = passages.read_shard(passages.shard_paths(toy.config().knowledge_spans)[0], passages.Sentence)
+  rows = passages.read_shard(passages.shard_paths(toy.config().knowledge_spans, "spans")[0], passages.Sentence)
   return next((row, start, end) for row in rows for start, end in zip(row.span_starts, row.span_ends) if 2 < end - start < 5)
 
 

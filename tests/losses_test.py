@@ -131,6 +131,39 @@ def test_gradient_of_the_scores_is_minus_r():
   assert ((likelihood > marginal) == (r > 0)).all() and (r > 0).any() and (r < 0).any()  # helpful passages are pulled up
 
 
+def test_unread_passages_are_one_more_candidate_with_the_null_passages_likelihood():
+  """Equation 1 over read and unread passages, as sums and products of probabilities."""
+  token_log_probs, scores, unread_scores = -np.abs(draw(20, 3, 4, 2)), draw(21, 3, 4, scale=2), draw(22, 3, 6, scale=2)
+  target_mask = np.array([[1, 1], [1, 0], [1, 1]], np.float32)
+  unread = np.array([[1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]], np.float32)
+  got = losses.marginal_masked_lm(*losses.with_unread(token_log_probs, scores, unread_scores, unread), target_mask)
+  wanted, mass = [], []
+  for b in range(3):
+    counted = unread_scores[b][unread[b] > 0].astype(np.float64)
+    prior = softmax(np.concatenate([scores[b].astype(np.float64), counted]))
+    read = np.exp((token_log_probs[b].astype(np.float64) * target_mask[b]).sum(-1))
+    likelihood = np.concatenate([read, np.full(len(counted), read[0])])
+    wanted.append(-np.log((prior * likelihood).sum()))
+    mass.append(prior[4:].sum())
+  close(got.loss, wanted, "marginal with unread passages")
+  close(np.exp(keras.ops.convert_to_numpy(got.log_prior))[:, 4], mass, "p of all unread passages")
+  alone = losses.marginal_masked_lm(token_log_probs, scores, target_mask)
+  close(got.loss[2], alone.loss[2], "a query for which none counts")
+
+
+def test_perplexity_distillation():
+  """KL(softmax of the reader's log-likelihoods ‖ p(z|x)), and a gradient that goes to the retriever alone."""
+  log_likelihoods, scores = -np.abs(draw(23, 4, 5, scale=3)), draw(24, 4, 5, scale=2)
+  target, prior = softmax(log_likelihoods.astype(np.float64)), softmax(scores.astype(np.float64))
+  reader, retriever = tf.Variable(log_likelihoods), tf.Variable(scores)
+  with tf.GradientTape() as tape:
+    loss = losses.perplexity_distillation(reader, tf.nn.log_softmax(retriever))
+  close(loss, (target * np.log(target / prior)).sum(-1), "KL divergence")
+  to_reader, to_retriever = tape.gradient(loss, [reader, retriever])
+  close(to_retriever, prior - target, "gradient in f(x,z)")
+  assert to_reader is None
+
+
 def span_by_hand(scores, mask, correct):
   found = np.zeros(len(scores))
   for b, row in enumerate(scores.astype(np.float64)):

@@ -57,7 +57,7 @@ def test_records_come_back(tokenizer, tmp_path):
   first = open(path, "rb").read()
   passages.write_shard(path, rows)
   assert open(path, "rb").read() == first and [p.name for p in tmp_path.iterdir()] == ["passages-00000-of-00001.tfrecord.gz"]
-  sentence = passages.Sentence(3, "a b", [13, 14], [0, 2], [1, 3], [0], [2])
+  sentence = passages.Sentence(3, "a b", [13, 14], [0, 2], [1, 3], [0], [2], [-(1 << 63) + 5])
   assert passages.decode(passages.encode(sentence), passages.Sentence) == sentence
 
 

@@ -388,6 +388,20 @@ def test_candidates(num, own, null, wanted):
   assert got.dtype == np.int32 and got.tolist() == wanted
 
 
+@pytest.mark.parametrize("num, null, wanted", [
+    (4, True, [[-1, 2, 3, 4], [-1, 4, 1, 5]]),  # the second query's own passage is 3
+    (2, True, [[-1, 2], [-1, 4]]),
+    (3, False, [[2, 3, 4], [4, 1, 5]]),
+])
+def test_given_candidates_stand_before_those_retrieved(num, null, wanted):
+  """In place of the worst that would be retrieved; one that is given is not retrieved as well."""
+  given = np.array([[2, examples.NULL_PASSAGE, examples.NULL_PASSAGE], [4, 1, examples.NULL_PASSAGE]])[:, : num - null + 1]
+  got = retrieval.candidates(Given([[3, 4, 2, 5, 1, 0, 6], [5, 3, 4, 2, 1, 0, 6]]),
+                             np.zeros([2, 4], np.int32), num=num, null=null,
+                             own_passages=np.array([[examples.NULL_PASSAGE], [3]]), given=given)
+  assert got.tolist() == wanted
+
+
 def test_copies_of_a_passage_are_dropped_with_it():
   got = retrieval.candidates(
     Given([[5, 3, 4, 6, 2, 1]] * 2),

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from realm_tf import examples, passages, settings
-from realm_tf.models.realm import RealmModel
+from realm_tf.models.realm import RETRIEVER_LOSSES, RealmModel
 
 LENGTHS = dict(query_length=24, passage_length=44)
 READER_LENGTH = 64
@@ -141,6 +141,50 @@ def test_null_passage_switch(parts, exact):
   by_utility = np.mean(np.log((np.exp(given) * prior).sum(-1)) - given[:, 0])
   print("retrieval utility", float(with_null.means["retrieval_utility"].result()), by_utility)
   np.testing.assert_allclose(float(with_null.means["retrieval_utility"].result()), by_utility, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("retriever_loss", RETRIEVER_LOSSES)
+def test_batch_candidates_and_distillation(parts, exact, retriever_loss):
+  """p(z|x) over the candidates of the whole batch; what the retriever and the reader each learn from."""
+  retriever, reader, batch, _ = parts
+  scores, log_probs, _ = exact
+  rng = np.random.default_rng(5)
+  read = np.concatenate([np.zeros([4, 1], int), [rng.permutation(np.arange(1, 33))[:3] for _ in range(4)]], axis=1)
+  names = ("passage_ids", "passage_segments", "reader_ids", "reader_segments")
+  given = {**batch, **{name: np.take_along_axis(batch[name], read[..., None], 1) for name in names}}
+  unread = (rng.random([4, 16]) < 0.5).astype(np.float32)
+  unread[:, ::4] = 0  # null passages
+  model = RealmModel(retriever, reader, batch_candidates=True, retriever_loss=retriever_loss)
+  with tf.GradientTape(persistent=True) as tape:
+    loss, outputs = loss_of(model, {**given, "unread": unread})
+    own, others, tokens = (outputs[name] for name in ("scores", "unread_scores", "token_log_probs"))
+  every = scores[:, read.reshape(-1)]  # f(x, z) of every query with every candidate of the batch: all passages are candidates in `exact`
+  np.testing.assert_allclose(others, every, atol=1e-5)
+  wanted, divergence = [], []
+  for b in range(4):
+    counted = every[b][unread[b] > 0]
+    all_scores = np.concatenate([scores[b][read[b]], counted])
+    prior = np.exp(all_scores) / np.exp(all_scores).sum()
+    likelihood = np.exp((log_probs[b][read[b]] * batch["target_mask"][b]).sum(-1))
+    wanted.append(-np.log((prior * np.append(likelihood, np.full(len(counted), likelihood[0]))).sum()))
+    target = likelihood / likelihood.sum()
+    divergence.append((target * np.log(target / prior[:4])).sum())
+  distils = retriever_loss == "perplexity_distillation"
+  np.testing.assert_allclose(float(loss), np.mean(wanted) + distils * np.mean(divergence), rtol=1e-5)
+  np.testing.assert_allclose(float(model.means["loss"].result()), np.mean(wanted), rtol=1e-5)
+  if distils:
+    np.testing.assert_allclose(float(model.means["distillation"].result()), np.mean(divergence), rtol=1e-5)
+  gradients = {name: tape.gradient(loss, part) for name, part in (("own", own), ("others", others), ("tokens", tokens))}
+  assert all(np.abs(gradient).max() > 1e-6 for gradient in gradients.values())
+  assert (np.array(gradients["others"])[unread == 0] == 0).all() and (np.array(gradients["others"])[unread > 0] != 0).all()
+
+
+def test_unknown_retriever_loss_and_unread_without_null(parts):
+  retriever, reader, *_ = parts
+  with pytest.raises(ValueError, match="retriever_loss is 'kl'; use one of marginal, perplexity_distillation"):
+    RealmModel(retriever, reader, retriever_loss="kl")
+  with pytest.raises(ValueError, match="batch_candidates needs the null passage"):
+    RealmModel(retriever, reader, null=False, batch_candidates=True)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -286,11 +286,11 @@ def test_saved_model_is_the_model(corpus, trained):
 def test_annotate_spans_with_the_tagger(corpus, trained, tmp_path, capsys):
   info = annotate_spans.run(str(corpus / "P"), str(tmp_path / "S"), tagger=trained)
   loaded, found = span_tagger.load(trained), {}
-  for path in passages.shard_paths(str(tmp_path / "S")):
+  for path in passages.shard_paths(str(tmp_path / "S"), "spans"):
     for row in passages.read_shard(path, passages.Sentence):
       raw = row.text.encode()
       found[row.text] = [raw[row.token_starts[a]:row.token_ends[b - 1]].decode() for a, b in zip(row.span_starts, row.span_ends)]
-  sentences = [text for path in passages.shard_paths(str(corpus / "P")) for passage in passages.read_shard(path, passages.Passage)
+  sentences = [text for path in passages.shard_paths(str(corpus / "P"), "passages") for passage in passages.read_shard(path, passages.Passage)
                for text in annotate_spans.sentences_of(passage)]
   expected = {text: [text[span.start:span.end] for span in spans]
               for text, spans in zip(sentences, span_tagger.find_names(loaded, sentences)) if spans}

@@ -3,7 +3,7 @@
 import collections
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -11,9 +11,9 @@ from benchmarks import question_sets
 from benchmarks.accelerator.packed import NONE, Packed, firsts
 from realm_tf import (
   artifacts, bm25, examples, metrics, passages, published, settings)
+from realm_tf.holders import MAX_HOLDERS, NO_PASSAGE, Holders
 from realm_tf.passages import PassageTable
 
-MAX_HOLDERS = 20  # of a phrase that is worth asking for, its own passage not counted
 _DEPTH = 20  # of BM25's list
 
 
@@ -49,13 +49,8 @@ def pack(
       f"the vocabulary has {tokenizer.size} word pieces; 16 bits hold {1 << 16}."
     )
   spans = os.path.join(run, "spans")
-  if (
-    artifacts.read_info(spans, kind=examples.SPANS_KIND)["inputs"]["passages"]["fingerprint"]
-    != table.fingerprint
-  ):
-    raise artifacts.ArtifactError(
-      f"{spans!r} was not made from {folder!r}; run beam_jobs.annotate_spans on these passages."
-    )
+  for name in ("passages", "knowledge"):
+    artifacts.check_input(spans, name, folder)
   corpus = _corpus(table, length=length)
   clozes = _clozes(
     spans,
@@ -141,11 +136,11 @@ def _clozes(
   """Sentences with spans, as ranges of the passages, and who else holds each span."""
   rows = [
     row
-    for path in passages.shard_paths(folder)
+    for path in passages.shard_paths(folder, examples.SPANS_KIND)
     for row in passages.read_shard(path, passages.Sentence)
   ]
   first_sentence = firsts(corpus["sentence_counts"])
-  sentences, spans, words = [], [], []
+  sentences, spans = [], []
   for row in rows:
     number, size = row.passage, corpus["text_counts"][row.passage]
     starts = corpus["sentence_starts"][first_sentence[number] : first_sentence[number + 1]]
@@ -154,48 +149,34 @@ def _clozes(
       continue  # cut off
     limit = min(room, int(size) - int(starts[at]))
     fitting = [
-      (start, end)
-      for start, end in zip(row.span_starts, row.span_ends, strict=True)
+      (start, end, phrase)
+      for start, end, phrase in zip(row.span_starts, row.span_ends, row.span_phrases, strict=True)
       if end <= limit and end - start <= max_masks
     ]
     if fitting:
       sentences.append(first_sentence[number] + at), spans.append(fitting)
-      data = row.text.encode()
-      title = f" {metrics.normalize_answer(table.titles[number])} "
-      texts = [
-        metrics.normalize_answer(
-          data[row.token_starts[start] : row.token_ends[end - 1]].decode(errors="ignore")
-        )
-        for start, end in fitting
-      ]
-      words.append([text if text and f" {text} " not in title else "" for text in texts])
   keep = np.arange(len(spans))
   if len(keep) > max_clozes:
     keep = np.sort(np.random.default_rng(seed).choice(keep, max_clozes, replace=False))
-  sentences, spans, words = ([column[i] for i in keep] for column in (sentences, spans, words))
-  holders = holders_of(
-    {text for row in words for text in row if text}, table.texts, most=MAX_HOLDERS + 2
-  )
-  useful = {
-    text: i
-    for i, text in enumerate(
-      sorted(text for text, held in holders.items() if 2 <= len(held) <= MAX_HOLDERS + 1)
-    )
-  }
-  if not useful:
+  sentences, spans = ([column[i] for i in keep] for column in (sentences, spans))
+  starts, ends, phrases = np.array(list(itertools.chain(*spans)), np.int64).reshape(-1, 3).T
+  useful = np.unique(phrases)
+  held = Holders.load(folder).of(useful)
+  several = held[:, 1] != NO_PASSAGE  # the span's own passage and another one
+  useful, held = useful[several], held[several]
+  if not len(useful):
     raise artifacts.UserError(
       f"no span of {folder!r} stands in 1 to {MAX_HOLDERS} other passages; annotate more passages."
     )
-  held = [holders[text] for text in useful]
-  pairs = [pair for row in spans for pair in row]
+  at = np.minimum(np.searchsorted(useful, phrases), len(useful) - 1)
   return {
     "cloze_sentences": np.array(sentences, np.int32),
     "span_counts": _sizes(spans),
-    "span_starts": np.array([start for start, _ in pairs], np.uint8),
-    "span_ends": np.array([end for _, end in pairs], np.uint8),
-    "span_phrases": np.array([useful.get(text, NONE) for row in words for text in row], np.int32),
-    "phrase_passages": _flat(held, np.int32),
-    "phrase_counts": _sizes(held),
+    "span_starts": starts.astype(np.uint8),
+    "span_ends": ends.astype(np.uint8),
+    "span_phrases": np.where(useful[at] == phrases, at, NONE).astype(np.int32),
+    "phrase_passages": held[held != NO_PASSAGE],
+    "phrase_counts": np.sum(held != NO_PASSAGE, axis=1).astype(np.uint16),
   }
 
 
@@ -205,43 +186,6 @@ def _find(text: np.ndarray, starts: Sequence[int], ids: Sequence[int]) -> int | 
     if text[start] == ids[0] and np.array_equal(text[start : start + len(ids)], ids):
       return at
   return None
-
-
-def holders_of(
-  phrases: Iterable[str], texts: Sequence[str], *, most: int | None = None
-) -> dict[str, list[int]]:
-  """The passages that hold each phrase as a sequence of whole words.
-
-  Both are compared after `metrics.normalize_answer`.
-
-  Args:
-    phrases: normalised, none empty.
-    texts: of the passages.
-    most: lists stop growing there.
-
-  Returns:
-    phrase → ascending passage numbers.
-  """
-  sizes = collections.defaultdict(
-    set
-  )  # first word → how many words the phrases that begin with it have
-  for phrase in phrases:
-    words = phrase.split()
-    sizes[words[0]].add(len(words))
-  found = {phrase: [] for phrase in phrases}
-  for number, text in enumerate(texts):
-    words = metrics.normalize_answer(text).split()
-    here = {
-      phrase
-      for at, word in enumerate(words)
-      if word in sizes
-      for size in sizes[word]
-      if (phrase := " ".join(words[at : at + size])) in found
-    }
-    for phrase in here:
-      if most is None or len(found[phrase]) < most:
-        found[phrase].append(number)
-  return found
 
 
 # ---------------------------------------------------------------------------------------- questions
@@ -259,7 +203,7 @@ def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str
     tuple(sorted(set(map(metrics.normalize_answer, row["answer"])) - {""})) for _, row in rows
   ]
   lists = {wanted: i for i, wanted in enumerate(sorted(set(answers)))}
-  holders = holders_of(set(itertools.chain.from_iterable(lists)), table.texts)
+  holders = _holders_of(set(itertools.chain.from_iterable(lists)), table.texts)
   right = [sorted(set().union(*(holders[answer] for answer in wanted))) for wanted in lists]
   strict = [
     sorted(titles[metrics.normalize_answer(row["title"])].intersection(right[lists[wanted]]))
@@ -279,6 +223,37 @@ def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str
     "strict_counts": _sizes(strict),
     "bm25": bm25.Bm25Searcher(table).search(texts, min(_DEPTH, len(table))).numbers,
   }
+
+
+def _holders_of(phrases: Collection[str], texts: Sequence[str]) -> dict[str, list[int]]:
+  """The passages that hold each answer as a sequence of whole words, however many words and passages.
+
+  Both are compared after `metrics.normalize_answer`.
+
+  Args:
+    phrases: normalised, none empty.
+    texts: of the passages.
+
+  Returns:
+    phrase → ascending passage numbers.
+  """
+  sizes = collections.defaultdict(set)  # first word → how many words the phrases with it have
+  for phrase in phrases:
+    words = phrase.split()
+    sizes[words[0]].add(len(words))
+  found = {phrase: [] for phrase in phrases}
+  for number, text in enumerate(texts):
+    words = metrics.normalize_answer(text).split()
+    here = {
+      phrase
+      for at, word in enumerate(words)
+      if word in sizes
+      for size in sizes[word]
+      if (phrase := " ".join(words[at : at + size])) in found
+    }
+    for phrase in here:
+      found[phrase].append(number)
+  return found
 
 
 # ------------------------------------------------------------------------------------------ encoder

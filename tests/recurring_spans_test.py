@@ -1,0 +1,321 @@
+"""Recurring spans from articles to a trained retriever: holders of masked spans, batches, held-out sentences, and the switches of REALM that use them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from beam_jobs import annotate_spans, make_passages
+from realm_tf import (
+  artifacts, examples, holders, metrics, passages, pretrain, pretrain_ict, pretrain_spans, progress, recurring_spans, retrieval,
+  settings, snapshots)
+from tests.conftest import eagerly, toy_config
+
+RIVERS = ["Gorneth", "Velmar", "Tasken", "Orrin", "Palu", "Quess", "Rhom", "Sibel"]
+TOWNS = ["Ashford", "Brindle", "Calder", "Dunmore"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """64 passages of two sentences, whose towns and rivers recur and go together; and a config for them."""
+  root = str(tmp_path_factory.mktemp("recurring"))
+  with open(os.path.join(root, "articles.jsonl"), "w") as file:
+    for n in range(64):
+      river, town = RIVERS[n % 8], TOWNS[n % 4]
+      text = f"People of {town} say that the {river} flows by house {n}. In the year {1800 + n} they built mill {n} there."
+      file.write(json.dumps({"title": f"House {n}", "text": text}) + "\n")
+  config = toy_config(root)
+  make_passages.run(f"{root}/articles.jsonl", config.passages, vocab_size=400, max_tokens=44, passages_per_shard=20)
+  annotate_spans.run(config.passages, config.knowledge_spans)
+  config.spans = config.knowledge_spans
+  config.dev_clozes = ""
+  config.searcher = "exact"
+  return config
+
+
+@pytest.fixture(scope="module")
+def parts(made):
+  table, tokenizer = passages.load(made.passages), settings.tokenizer(made.passages)
+  return table, tokenizer, settings.masked_sentences(made, made.spans, table, tokenizer)
+
+
+def of(made, **values):
+  """The config with other values, which are dotted names with __ for dots."""
+  config = made.copy_and_resolve_references()
+  for name, value in values.items():
+    section, _, key = name.rpartition("__")
+    (config[section] if section else config)[key] = value
+  return config
+
+
+def phrase_of(queries, row, tokenizer) -> str:
+  used = queries.target_mask[row] > 0
+  return tokenizer.spell(queries.targets[row][used])
+
+
+def held_by(text: str, table) -> set[int]:
+  """Passages that hold a text as whole normalised words."""
+  wanted = metrics.searchable(text)
+  return {number for number, other in enumerate(table.texts) if wanted in metrics.searchable(other)}
+
+
+# ------------------------------------------------------------------------------------------------------------ sentences
+
+
+def test_holders_are_the_other_passages_with_the_span(made, parts):
+  table, tokenizer, data = parts
+  kinds = set()
+  for step in range(12):
+    queries = data.batch(step, batch_size=8, seed=0)
+    for row in range(8):
+      others = held_by(phrase_of(queries, row, tokenizer), table) - set(queries.own_passages[row])
+      got = queries.holders[row][queries.holders[row] != examples.NULL_PASSAGE].tolist()
+      assert got == (sorted(others) if len(others) <= holders.MAX_HOLDERS else []), phrase_of(queries, row, tokenizer)
+      kinds.add(len(got))
+  assert {0, 7, 15} <= kinds, "years stand alone, rivers in 7 other passages, towns in 15"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_the_batch_has_holders(parts, share):
+  data = parts[2]
+  for step in range(8):
+    queries = data.batch(step, batch_size=8, seed=0, with_holders=share)
+    has = queries.holders[:, 0] != examples.NULL_PASSAGE
+    assert has[: round(8 * share)].all(), f"step {step}: {has}"
+  assert share == 1 or not all(
+    (data.batch(step, batch_size=8, seed=0, with_holders=share).holders[:, 0] != examples.NULL_PASSAGE).all() for step in range(8))
+  again, same = (data.batch(3, batch_size=8, seed=0, with_holders=share) for _ in range(2))
+  np.testing.assert_array_equal(again.targets, same.targets)
+
+
+def test_held_out_sentences_are_in_no_batch(made, parts):
+  table, tokenizer, data = parts
+  out = data.held_out()
+  held = set(out.own_passages[:, 0])
+  assert 0 < len(held) <= 64 // 8 and len(data) + len(out.ids) == 128, "both sentences of some passages"
+  drawn = {number for step in range(40) for share in (0.0, 1.0) for by_passage in (False, True)
+           for number in data.batch(step, batch_size=8, seed=0, with_holders=share, by_passage=by_passage).own_passages[:, 0]}
+  assert drawn == set(range(64)) - held
+  again = settings.masked_sentences(made, made.spans, table, tokenizer).held_out()
+  np.testing.assert_array_equal(out.targets, again.targets, err_msg="the same whoever asks")
+  uniform = settings.masked_sentences(of(made, masking="uniform"), made.spans, table, tokenizer)
+  assert set(uniform.held_out().own_passages[:, 0]) == held and (uniform.held_out().holders == examples.NULL_PASSAGE).all()
+
+
+def test_spans_of_other_passages_have_no_holders_here(made, parts, tmp_path):
+  """Holders are passage numbers: those of another corpus would be the wrong passages."""
+  table, tokenizer, _ = parts
+  part = str(tmp_path / "part")
+  make_passages.run(os.path.join(made.run_dir, "articles.jsonl"), part, vocab=made.passages, max_tokens=36)
+  annotate_spans.run(part, str(tmp_path / "apart"))
+  annotate_spans.run(part, str(tmp_path / "with"), knowledge=made.passages)
+  apart, known = (settings.masked_sentences(made, str(tmp_path / name), table, tokenizer) for name in ("apart", "with"))
+  assert (apart.batch(0, batch_size=16, seed=0).holders == examples.NULL_PASSAGE).all()
+  with pytest.raises(artifacts.UserError, match="was not annotated for these passages.*--knowledge=PASSAGES"):
+    apart.batch(0, batch_size=16, seed=0, with_holders=0.5)
+  queries = known.batch(0, batch_size=16, seed=0, with_holders=1.0)
+  for row in range(16):
+    got = set(queries.holders[row]) - {examples.NULL_PASSAGE}
+    assert got == held_by(phrase_of(queries, row, tokenizer), table) - set(queries.own_passages[row])
+
+
+def test_spans_of_an_earlier_version_are_refused(made, parts, tmp_path):
+  table, tokenizer, _ = parts
+  with artifacts.publish(
+    str(tmp_path / "S"), kind=examples.SPANS_KIND, config={}, inputs={"passages": made.passages}) as staged:
+    staged.details = {"vocab_fingerprint": tokenizer.fingerprint}
+  with pytest.raises(artifacts.ArtifactError, match="an earlier version made it. Run beam_jobs.annotate_spans again"):
+    settings.masked_sentences(made, str(tmp_path / "S"), table, tokenizer)
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_batch_of_recurring_spans(made, parts):
+  table, tokenizer, data = parts
+  spans = recurring_spans.RecurringSpans(data, table, tokenizer=tokenizer, query_length=24, passage_length=44)
+  packed = passages_by_ids(table, tokenizer)
+  seen = set()
+  for step in range(6):
+    batch, queries = spans.batch(step, batch_size=8, seed=0), data.batch(step, batch_size=8, seed=0, with_holders=1.0)
+    numbers = [packed[ids.tobytes()] for ids in batch["passage_ids"]]
+    for row in range(8):
+      holds = held_by(phrase_of(queries, row, tokenizer), table)
+      own = set(queries.own_passages[row])
+      assert numbers[row] in holds - own
+      wanted = [column == row or number not in holds | own for column, number in enumerate(numbers)]
+      assert batch["allowed"][row].tolist() == wanted, f"step {step}, row {row}"
+      seen.add(numbers[row])
+    assert (batch["query_ids"] == tokenizer.mask_id).any(axis=1).all()
+  assert len(seen) > 20, "at random"
+
+
+def passages_by_ids(table, tokenizer) -> dict[bytes, int]:
+  packed = examples.pack_passages(
+    *examples.gather_passages(table, np.arange(len(table))), tokenizer=tokenizer, length=44)
+  return {ids.tobytes(): number for number, ids in enumerate(packed.token_ids.numpy())}
+
+
+def test_a_part_of_the_batch_may_be_inverse_cloze(made, parts):
+  table, tokenizer, data = parts
+  ict = examples.IctExamples(table, tokenizer=tokenizer, query_length=24, passage_length=44)
+  spans = recurring_spans.RecurringSpans(
+    data, table, tokenizer=tokenizer, query_length=24, passage_length=44, ict=ict, ict_share=0.25)
+  batch, drawn = spans.batch(2, batch_size=16, seed=0), ict.draw(2, batch_size=4, seed=0)
+  own = ict.batch(2, batch_size=4, seed=0)
+  np.testing.assert_array_equal(batch["passage_ids"][12:], own["passage_ids"])
+  np.testing.assert_array_equal(batch["query_ids"][12:], own["query_ids"])
+  queries = data.batch(2, batch_size=12, seed=0, with_holders=1.0)
+  for row in range(12):
+    right = held_by(phrase_of(queries, row, tokenizer), table)
+    assert batch["allowed"][row, 12:].tolist() == [number not in right for number in drawn.numbers]
+  assert set(batch) == {"query_ids", "passage_ids", "passage_segments", "allowed"}
+
+
+def test_drawn_holders_are_different_and_the_rest_is_null():
+  queries = examples.MaskedQueries(*[None] * 5, holders=np.array([[3, 5, 9, -1], [4, -1, -1, -1], [-1] * 4], np.int32))
+  drawn = [examples.draw_holders(queries, 2, np.random.default_rng(seed)) for seed in range(200)]
+  for rows in drawn:
+    assert rows.shape == (3, 2) and rows[1].tolist() == [4, -1] and rows[2].tolist() == [-1, -1]
+    assert len(set(rows[0])) == 2 and set(rows[0]) <= {3, 5, 9}
+  firsts = [rows[0, 0] for rows in drawn]
+  assert all(45 < firsts.count(number) < 90 for number in (3, 5, 9)), "uniformly"
+  assert examples.draw_holders(queries, 0, np.random.default_rng(0)).shape == (3, 0)
+  assert examples.draw_holders(queries, 6, np.random.default_rng(0)).shape == (3, 6)
+
+
+def test_unread_passages_by_hand():
+  """Passages 7 and 8 are candidates of two queries; 2 is query 0's own passage, 4 holds query 1's span."""
+  queries = examples.MaskedQueries(
+    *[None] * 4, own_passages=np.array([[2], [3], [-1]]), holders=np.array([[-1, -1], [4, 6], [-1, -1]]))
+  numbers = np.array([[-1, 7, 8], [-1, 2, 7], [-1, 8, 4]])
+  wanted = [[0, 0, 0, 0, 0, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 1, 0, 0, 0, 0]]
+  np.testing.assert_array_equal(examples.unread_passages(queries, numbers), wanted)
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module")
+def ict(made):
+  """An untrained retriever, where `recurring_spans.init` says."""
+  return pretrain_ict.pretrain_ict(of(made, ict__steps=0), made.ict.workdir)
+
+
+def test_training_on_recurring_spans_finds_held_out_ones(made, parts, ict, tmp_path):
+  """From a fresh retriever; its best snapshot is the one published. Stopped and run again, it ends in the same weights."""
+  table, tokenizer, data = parts
+  config = of(made, recurring_spans__steps=60, recurring_spans__batch_size=16, recurring_spans__learning_rate=3e-3,
+              recurring_spans__eval_every=20, recurring_spans__log_every=10, recurring_spans__checkpoint_every=20,
+              recurring_spans__init=made.ict.workdir)
+  last = pretrain_spans.pretrain_spans(config, str(tmp_path / "W"))
+  info = artifacts.read_info(last)
+  rows = {row["step"]: row for row in progress.read_metrics(str(tmp_path / "W"))}
+  measured = {step: row["held_out_recall_at_5"] for step, row in rows.items() if "held_out_recall_at_5" in row}
+  assert info["made_by"] == "pretrain_spans" and list(measured) == [20, 40, 60]
+  assert info["held_out_recall_at_5"] == max(measured.values()) == measured[info["best_step"]]
+  start, end = (recurring_spans.HeldOutRecall(snapshots.load_retriever(at), data, table, tokenizer=tokenizer)() for at in (ict, last))
+  print(f"held-out recall@5 {start:.2f} before, {end:.2f} after; by step {measured}")
+  assert end == pytest.approx(max(measured.values())) and end > start + 0.2 and rows[60]["accuracy"] > rows[10]["accuracy"]
+
+
+def test_held_out_recall_by_hand(made, parts, ict):
+  table, tokenizer, data = parts
+  retriever = snapshots.load_retriever(ict)
+  queries = data.held_out()
+  query_ids = examples.pack_queries(queries.ids.tensor(), tokenizer=tokenizer, length=24)
+  packed = examples.pack_passages(*examples.gather_passages(table, np.arange(64)), tokenizer=tokenizer, length=44)
+  scores = np.array(retriever.embed_queries(query_ids), np.float64) @ np.array(retriever.embed_passages(*packed), np.float64).T
+  hits = []
+  for row in range(len(scores)):
+    wanted = held_by(phrase_of(queries, row, tokenizer), table) - set(queries.own_passages[row])
+    if 1 <= len(wanted) <= holders.MAX_HOLDERS:
+      order = [number for number in np.argsort(-scores[row]) if number not in queries.own_passages[row]]
+      hits.append(bool(wanted & set(order[:5])))
+  got = recurring_spans.HeldOutRecall(retriever, data, table, tokenizer=tokenizer)()
+  assert len(hits) > 3 and got == pytest.approx(np.mean(hits))
+
+
+def test_held_out_recall_stops_the_inverse_cloze_task(made, tmp_path):
+  config = of(made, ict__steps=8, ict__eval_every=4, ict__log_every=2, ict__checkpoint_every=4)
+  with eagerly():
+    info = artifacts.read_info(pretrain_ict.pretrain_ict(config, str(tmp_path)))
+  measured = {row["step"]: row["held_out_recall_at_5"] for row in progress.read_metrics(str(tmp_path)) if "held_out_recall_at_5" in row}
+  assert list(measured) == [4, 8] and info["held_out_recall_at_5"] == max(measured.values())
+  with pytest.raises(artifacts.UserError, match="eval_every is 3; it must be a multiple of log_every, 2"):
+    pretrain_ict.pretrain_ict(of(config, ict__eval_every=3), str(tmp_path / "other"))
+
+
+def test_recurring_spans_need_a_retriever_to_start_from(made, tmp_path):
+  with pytest.raises(artifacts.ArtifactError, match="no snapshot in .*run realm_tf.pretrain_ict first"):
+    pretrain_spans.pretrain_spans(of(made, recurring_spans__init=str(tmp_path / "none")), str(tmp_path / "W"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- REALM
+
+
+class Fixed:
+  """Stands in for an index: passages 0, 1, 2, .. for every query."""
+
+  num_rows = 64
+
+  def search(self, query_ids, num):
+    numbers = np.tile(np.arange(num, dtype=np.int32), (len(query_ids), 1))
+    return retrieval.Found(numbers, np.zeros(numbers.shape, np.float32))
+
+
+def test_given_holders_are_annealed_away_over_the_first_half(made, parts, monkeypatch):
+  table, tokenizer, _ = parts
+  config = of(made, realm__steps=40, realm__batch_size=16, realm__num_candidates=5, realm__holders=2, realm__with_holders=0.5,
+              realm__batch_candidates=True)
+  batches, kept = pretrain.Batches(config, table, tokenizer), []
+  pack = batches._pack
+  monkeypatch.setattr(batches, "_pack", lambda queries, query_ids, numbers: kept.append((queries, numbers)) or pack(queries, query_ids, numbers))
+  shares = []
+  for step in range(40):
+    batch = batches.realm(step, indexed=Fixed())
+    queries, numbers = kept[-1]
+    np.testing.assert_array_equal(batch["unread"], examples.unread_passages(queries, numbers))
+    assert (numbers[:, 0] == examples.NULL_PASSAGE).all()
+    held = examples.contains(queries.holders, numbers[:, 1:3])[:8]  # the first two places, of the half that has holders
+    beyond = numbers[:8, 1:3] > 8  # not among the first that `Fixed` gives
+    shares.append((held & beyond).mean())
+    for row in numbers:
+      rest = row[row != examples.NULL_PASSAGE]
+      assert len(set(rest)) == len(rest), "a passage is a candidate once"
+  print(np.round(shares, 2))
+  assert np.mean(shares[:4]) > 0.7 > np.mean(shares[8:12]) > 0.2 and not any(shares[20:])
+
+
+def test_the_reader_warms_up_on_holders(made, parts, monkeypatch):
+  table, tokenizer, _ = parts
+  batches, kept = pretrain.Batches(made, table, tokenizer), []
+  monkeypatch.setattr(batches, "_pack", lambda queries, query_ids, numbers: kept.append((queries, numbers)))
+  for step in range(6):
+    batches.masked_lm(step, batch_size=8, pretraining_every=2, holders=0.5, indexed=Fixed())
+    queries, numbers = kept[-1]
+    assert examples.contains(queries.holders, numbers)[:4].all(), "a passage that holds the masked span"
+    assert (numbers[4:] == queries.own_passages[4:, :1]).all() == (step % 2 == 0), "then its own, or the index's best"
+
+
+@pytest.mark.parametrize("values, words", [
+  ({"retriever_loss": "kl"}, "realm.retriever_loss is 'kl'; use one of marginal, perplexity_distillation"),
+  ({"batch_candidates": True, "null_passage": False}, "set realm.null_passage to True"),
+  ({"holders": 3}, "realm.holders is 3; it must be at least 0 and less than realm.num_candidates, 3"),
+])
+def test_settings_that_do_not_go_together(made, tmp_path, values, words):
+  with pytest.raises(artifacts.UserError, match=words):
+    pretrain.pretrain(of(made, **{f"realm__{name}": value for name, value in values.items()}), str(tmp_path))
+
+
+def test_realm_with_every_switch(made, ict, tmp_path, capfd):
+  """From recurring spans to REALM with holders, batch candidates and distillation, with the real refresh job; and what it says before it starts."""
+  config = of(made, realm__init=made.ict.workdir, realm__holders=1, realm__with_holders=0.5, realm__batch_candidates=True,
+              realm__retriever_loss="perplexity_distillation", warmup__holders=0.5, realm__batch_size=8)
+  last = pretrain.pretrain(config, str(tmp_path))
+  said = capfd.readouterr()
+  row = progress.read_metrics(str(tmp_path))[-1]
+  assert "held-out clozes" in said.out and "have their answer among the candidates; retrieval utility" in said.out
+  assert "WARNING: the reader hardly uses what it reads; a utility of 0.2 nats is enough" in said.err
+  assert 0 < row["unread_prior"] < 1 and row["distillation"] > 0 and artifacts.is_complete(last)
