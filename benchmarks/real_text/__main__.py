@@ -84,6 +84,7 @@ class Benchmark:
     for name, path in self.config.question_sets.items():
       for half, rows in question_sets.halves_of(path, titles).items():
         found[half][name] = rows
+        artifacts.gfile.makedirs(os.path.dirname(self._file(half, name)))
         artifacts.write_text(self._file(half, name), "".join(map(json_lines.dumps, rows)))
     return found
 
