@@ -19,7 +19,9 @@ def of_titles(path: str, titles: Collection[str]) -> list[dict]:
     UserError: no such file.
   """
   if not artifacts.gfile.exists(path):
-    raise artifacts.UserError(f'no file {path!r}; wanted lines of {{"question", "answer", "title"}}.')
+    raise artifacts.UserError(
+      f'no file {path!r}; wanted lines of {{"question", "answer", "title"}}.'
+    )
   with artifacts.gfile.GFile(path, "rb") as file:
     kept, bad = json_lines.parsed(file, lambda row: _question_of(row, titles))
   json_lines.tell(path, bad, num_kept=len(kept))
@@ -59,5 +61,6 @@ def halves_of(path: str, titles: Collection[str]) -> dict[str, list[dict]]:
     if not part:
       raise artifacts.UserError(
         f"the {half} half of {path!r} has no question about these passages, of {len(rows)} in both "
-        "halves; give more articles, or questions about them.")
+        "halves; give more articles, or questions about them."
+      )
   return found

@@ -59,9 +59,15 @@ class Benchmark:
     UserError: there are no questions about it.
   """
 
-  def __init__(self, config, *, config_path: str, overrides: Mapping[str, object],
-               halves: Sequence[str]):
-    self.config, self.config_path, self.root, self.halves = config, config_path, config.run_dir, halves
+  def __init__(
+    self, config, *, config_path: str, overrides: Mapping[str, object], halves: Sequence[str]
+  ):
+    self.config, self.config_path, self.root, self.halves = (
+      config,
+      config_path,
+      config.run_dir,
+      halves,
+    )
     self._make_corpus()
     shared = {name: config[name] for name in ("passages", "knowledge_spans", "spans")}
     config.update(shared)  # whatever run_dir is from now on
@@ -130,25 +136,38 @@ class Benchmark:
       pretrain.make_index(self.config, snapshots_root=roots[0], indexes=roots[1])
     return {"snapshot": snapshot, "index": folder}
 
-  def _rank_stage(self, seed: int, half: str, key: str, retriever: Mapping[str, str]) -> stages.Stage:
+  def _rank_stage(
+    self, seed: int, half: str, key: str, retriever: Mapping[str, str]
+  ) -> stages.Stage:
     """Retriever and question files → files of ranks; done again when one of them has changed."""
     asked = [self._file(half, name) for name in self.questions[half]]
     folder, passages_ = self._ranks(seed, half, key), self.config.passages
     return stages.Stage(
       f"ranks {half} {key}",
-      ("benchmarks.real_text.rank", f"--passages={passages_}", f"--questions={','.join(asked)}",
-       *(f"--{name}={path}" for name, path in retriever.items()), f"--output={folder}"),
+      (
+        "benchmarks.real_text.rank",
+        f"--passages={passages_}",
+        f"--questions={','.join(asked)}",
+        *(f"--{name}={path}" for name, path in retriever.items()),
+        f"--output={folder}",
+      ),
       inputs=(passages_, *asked, *retriever.values()),
-      outputs=[os.path.join(folder, os.path.basename(path)) for path in asked], folder=folder)
+      outputs=[os.path.join(folder, os.path.basename(path)) for path in asked],
+      folder=folder,
+    )
 
   def results(self, seeds: Sequence[int]) -> dict:
     """What `report.table_of` takes, of all ranks that are there."""
     found = {half: self._read(seeds, half) for half in self.questions}
-    return {"title": f"Zero-shot retrieval, {os.path.basename(self.root)}, "
-                     f"{self.num_passages:,} passages",
-            "note": report.NOTE if self.config.encoder.preset else "",
-            "sets": {name: {half: report.compare(found["dev"][name], found[half][name])
-                            for half in self.halves} for name in self.questions["dev"]}}
+    return {
+      "title": f"Zero-shot retrieval, {os.path.basename(self.root)}, "
+      f"{self.num_passages:,} passages",
+      "note": report.NOTE if self.config.encoder.preset else "",
+      "sets": {
+        name: {half: report.compare(found["dev"][name], found[half][name]) for half in self.halves}
+        for name in self.questions["dev"]
+      },
+    }
 
   def _read(self, seeds: Sequence[int], half: str) -> dict[str, report.Ranks]:
     """Set → system → seed → rule → ranks; those of other questions than today's are left out."""
@@ -167,15 +186,23 @@ class Benchmark:
     results = self.results(seeds)
     text = report.table_of(results, self.names)
     artifacts.write_text(os.path.join(self.root, "table.txt"), text)
-    artifacts.write_text(os.path.join(self.root, "results.json"),
-                         json.dumps(results, indent=2) + "\n")
+    artifacts.write_text(
+      os.path.join(self.root, "results.json"), json.dumps(results, indent=2) + "\n"
+    )
     report.plot(results, self.names, os.path.join(self.root, "recall.png"))
     return text
 
 
-def run(config, *, config_path: str, overrides: Mapping[str, object], seeds: Sequence[int],
-        wanted: Collection[str] = (), halves: Sequence[str] = ("dev",)) -> str:
-  """Trains and scores what is not done yet; returns the table.
+def run(
+  config,
+  *,
+  config_path: str,
+  overrides: Mapping[str, object],
+  seeds: Sequence[int],
+  wanted: Collection[str] = (),
+  halves: Sequence[str] = ("dev",),
+) -> None:
+  """Trains and scores what is not done yet, and prints the table after each system.
 
   Args:
     config, config_path, overrides, halves: see `Benchmark`.
@@ -185,21 +212,21 @@ def run(config, *, config_path: str, overrides: Mapping[str, object], seeds: Seq
     UserError: no such system or half; no questions about the corpus.
     PipelineError: a stage failed, or what is there was made with another config.
   """
-  if unknown := set(halves) - set(HALVES) or not halves and {""}:
-    raise artifacts.UserError(f"--halves names {', '.join(unknown)!r}; wanted some of dev, test.")
+  _check(wanted, list(systems.systems_of(config, config_path, overrides)), "systems")
+  _check(halves, HALVES, "halves")
   benchmark = Benchmark(config, config_path=config_path, overrides=overrides, halves=halves)
-  text = ""
   for seed in seeds:
-    known = benchmark.of_seed(seed)
-    if unknown := set(wanted) - set(known):
-      raise artifacts.UserError(
-        f"--systems names {', '.join(sorted(unknown))}; wanted some of {', '.join(known)}.")
-    for key in known:
+    for key in benchmark.of_seed(seed):
       if not wanted or key in wanted:
         benchmark.train_and_score(seed, key)
-        text = benchmark.write(seeds)
-        print(f"\n{text}", flush=True)
-  return text
+        print(f"\n{benchmark.write(seeds)}", flush=True)
+
+
+def _check(named: Collection[str], known: Sequence[str], flag: str) -> None:
+  if unknown := [name for name in named if name not in known]:
+    raise artifacts.UserError(
+      f"--{flag} names {', '.join(unknown)}; wanted some of {', '.join(known)}."
+    )
 
 
 def _config_path(argv: Sequence[str]) -> str:
@@ -218,21 +245,30 @@ def main(argv: Sequence[str]) -> None:
   if args.data_dir:
     own["data_dir"] = args.data_dir
   config.update(own)
-  run(config, config_path=_config_path(sys.argv),
-      overrides={**config_flags.get_override_values(flags.FLAGS["config"]), **own},
-      seeds=[int(seed) for seed in args.seeds], wanted=args.systems, halves=args.halves)
+  run(
+    config,
+    config_path=_config_path(sys.argv),
+    overrides={**config_flags.get_override_values(flags.FLAGS["config"]), **own},
+    seeds=[int(seed) for seed in args.seeds],
+    wanted=args.systems,
+    halves=args.halves,
+  )
 
 
 if __name__ == "__main__":
   flags.DEFINE_enum("corpus", "covid", config_file.CORPORA, "What is searched.")
-  flags.DEFINE_enum("start", "scratch", config_file.STARTS,
-                    "Fresh weights, or a published sentence encoder.")
+  flags.DEFINE_enum(
+    "start", "scratch", config_file.STARTS, "Fresh weights, or a published sentence encoder."
+  )
   flags.DEFINE_string("data_dir", None, "Folder with the corpora and questions.")
   flags.DEFINE_string("run_dir", "runs/real_text", "Folder to write to.")
   flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
   flags.DEFINE_list("systems", [], "Systems to train and score; all by default.")
   flags.DEFINE_list("halves", ["dev"], "Halves of the questions to show: dev, test.")
-  config_flags.DEFINE_config_file("config", None, "What --corpus and --start choose.",
-                                  lock_config=True)
+  flags.register_validator("halves", bool, "name one at least.")
+  flags.register_validator("seeds", lambda seeds: all(map(str.isdigit, seeds)), "wanted numbers.")
+  config_flags.DEFINE_config_file(
+    "config", None, "What --corpus and --start choose.", lock_config=True
+  )
   sys.argv.insert(1, f"--config={_config_path(sys.argv)}")
   settings.start(main)

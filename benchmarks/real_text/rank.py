@@ -1,9 +1,11 @@
-"""At which rank a retriever finds the first right passage of each question: files that all tables come from.
+"""At which rank a retriever finds the first right passage of each question.
 
-    python -m benchmarks.real_text.rank --passages=P --questions=Q.jsonl --output=DIR                          # BM25
-    python -m benchmarks.real_text.rank --passages=P --questions=Q.jsonl --output=DIR --snapshot=S --index=I
+    python -m benchmarks.real_text.rank --passages=P --questions=Q.jsonl --output=DIR     # BM25
+    python -m benchmarks.real_text.rank --passages=P --questions=Q.jsonl --output=DIR \\
+        --snapshot=S --index=I
 
-Search is exact. DIR gets a file of the same name for each of the question files, which are separated by commas.
+Search is exact. DIR gets a file of the same name for each of the question files, which are
+separated by commas. All tables come from these files.
 """
 
 import os
@@ -46,7 +48,9 @@ def read_ranks(rows: Sequence[Mapping]) -> dict[str, np.ndarray]:
   }
 
 
-def ranked(rows: Sequence[Mapping], numbers: Sequence[np.ndarray], table: PassageTable) -> list[dict]:
+def ranked(
+  rows: Sequence[Mapping], numbers: Sequence[np.ndarray], table: PassageTable
+) -> list[dict]:
   """Lines of ranks.
 
   Args:
@@ -82,11 +86,11 @@ def _dense_search(
   searcher = index.load(index_folder, snapshot=snapshot, passages=table.folder, searcher="exact")
   retriever = snapshots.load_retriever(snapshot)
   indexed = retrieval.IndexedRetriever(
-    retriever, searcher, artifacts.step_of(snapshot), index_folder)
+    retriever, searcher, artifacts.step_of(snapshot), index_folder
+  )
   asked = [questions.Question(row["question"], row["answer"]) for row in rows]
   tokenizer = settings.tokenizer(table.folder)
-  questions.tell_cut(
-    tokenizer.lengths([row.text for row in asked]), length=retriever.query_length)
+  questions.tell_cut(tokenizer.lengths([row.text for row in asked]), length=retriever.query_length)
   ids = questions.packed_questions(asked, tokenizer=tokenizer, length=retriever.query_length)
   return retrieval.search_all(lambda part: indexed.search(ids[part], num), len(rows))
 

@@ -1,4 +1,4 @@
-"""What ranks say, and how sure: recall, MRR and bootstrap intervals over questions, in plain NumPy."""
+"""What ranks say, and how sure that is: recall, MRR and bootstrap intervals, in plain NumPy."""
 
 import dataclasses
 

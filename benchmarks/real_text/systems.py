@@ -9,11 +9,19 @@ from realm_tf import stages
 from realm_tf.stages import Stage
 
 PAIRS = (  # (hoped to be better, hoped to be worse); where one of them is not scored, none
-  ("ict", "encoder"), ("recurring_spans", "ict"), ("recurring_spans", "encoder"),
-  ("realm_from_ict", "ict"), ("realm_from_ict", "encoder"),
-  ("realm", "recurring_spans"), ("realm", "ict"), ("realm", "encoder"),
-  ("realm", "random_span"), ("random_span", "uniform"), ("realm", "uniform"),
-  ("realm", "never_refreshed"))
+  ("ict", "encoder"),
+  ("recurring_spans", "ict"),
+  ("recurring_spans", "encoder"),
+  ("realm_from_ict", "ict"),
+  ("realm_from_ict", "encoder"),
+  ("realm", "recurring_spans"),
+  ("realm", "ict"),
+  ("realm", "encoder"),
+  ("realm", "random_span"),
+  ("random_span", "uniform"),
+  ("realm", "uniform"),
+  ("realm", "never_refreshed"),
+)
 BM25 = "bm25"
 
 
@@ -42,7 +50,9 @@ def systems_of(config, config_path: str, overrides: Mapping[str, object]) -> dic
   found = {BM25: System("BM25")}
   warm = stages.warm_starts(config, config_path, overrides)
   before = [stage for stage in warm if stage.folder != config.recurring_spans.workdir]
-  start = System("ICT" if config.ict.steps else "the encoder as it comes", config.ict.workdir, before)
+  start = System(
+    "ICT" if config.ict.steps else "the encoder as it comes", config.ict.workdir, before
+  )
   if config.encoder.preset:
     found["encoder"] = _encoder(config, config_path, overrides) if config.ict.steps else start
   if config.ict.steps:
@@ -57,19 +67,32 @@ def systems_of(config, config_path: str, overrides: Mapping[str, object]) -> dic
     "realm": ("REALM from recurring spans", {}),
     "random_span": ("REALM, random span masks", {"masking": "random_span"}),
     "uniform": ("REALM, uniform masks", {"masking": "uniform"}),
-    "never_refreshed": ("REALM, never refreshed",
-                        {"refresh.every_steps": config.realm.steps + 1})}
+    "never_refreshed": ("REALM, never refreshed", {"refresh.every_steps": config.realm.steps + 1}),
+  }
   for key, (name, differs) in variants.items():
     found[key] = realm(name, key, start, differs)
   return found
 
 
-def _realm(config, config_path: str, overrides: Mapping[str, object], name: str, key: str,
-           start: System, differs: Mapping[str, object] | None = None) -> System:
+def _realm(
+  config,
+  config_path: str,
+  overrides: Mapping[str, object],
+  name: str,
+  key: str,
+  start: System,
+  differs: Mapping[str, object] | None = None,
+) -> System:
   """REALM from a start's snapshot, or a variant of it."""
   workdir = os.path.join(config.run_dir, key)
-  stage = stages.realm(config, config_path, overrides, name=key, workdir=workdir,
-                       differs={"realm.init": start.workdir, **(differs or {})})
+  stage = stages.realm(
+    config,
+    config_path,
+    overrides,
+    name=key,
+    workdir=workdir,
+    differs={"realm.init": start.workdir, **(differs or {})},
+  )
   return System(name, workdir, [*start.stages, stage])
 
 
@@ -79,6 +102,6 @@ def _encoder(config, config_path: str, overrides: Mapping[str, object]) -> Syste
   differs = {"mlm.steps": 0, "ict.steps": 0, "recurring_spans.steps": 0, "ict.workdir": workdir}
   plain = config.copy_and_resolve_references()
   plain.update_from_flattened_dict(differs)
-  stage, = stages.warm_starts(plain, config_path, {**overrides, **differs})
+  (stage,) = stages.warm_starts(plain, config_path, {**overrides, **differs})
   stage = dataclasses.replace(stage, name="encoder", differs=differs)
   return System("the encoder as it comes", workdir, [stage])
