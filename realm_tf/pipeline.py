@@ -308,7 +308,7 @@ def summarize(config, wall_secs: Mapping[str, float]) -> dict:
   """Gathers the scores of all stages for summary.json; parts that the config leaves out are left out."""
   zero_shot = {kind: {} for kind in ("questions", "clozes")}
   for kind, scores in zero_shot.items():
-    for system in (stages.start(config), "realm", "bm25") if config.evaluate[kind] else ():
+    for system in (stages.start_of_realm(config), "realm", "bm25") if config.evaluate[kind] else ():
       path = stages.zero_shot_scores(config, kind, system)
       scores[system] = round(json.loads(artifacts.read_text(path))["recall_at_5"], 4)
   found = {"zero_shot_recall_at_5": zero_shot["questions"], "zero_shot_cloze_recall_at_5": zero_shot["clozes"],

@@ -56,7 +56,7 @@ def stages(config, *, config_path: str, overrides: Mapping[str, object]) -> list
   found = pretraining(config, config_path, overrides)
   for kind in ("questions", "clozes"):
     if config.evaluate[kind]:
-      found += [zero_shot(config, kind, name=start(config), workdir=config.realm.init),
+      found += [zero_shot(config, kind, name=start_of_realm(config), workdir=config.realm.init),
                 zero_shot(config, kind, name="realm", workdir=config.realm.workdir),
                 zero_shot(config, kind, name="bm25", workdir=config.realm.workdir, bm25=True)]
   return found + _systems(config, config_path, overrides) + _serving(config)
@@ -167,7 +167,7 @@ def recurring_spans(config, config_path: str, overrides: Mapping[str, object], *
       sections=("seed", "optimizer", "retriever", "reader", "masking", "recurring_spans", "ict"))
 
 
-def start(config) -> str:
+def start_of_realm(config) -> str:
   """The system that REALM starts from: "recurring_spans" or "ict"."""
   return "recurring_spans" if config.realm.init == config.recurring_spans.workdir else "ict"
 
@@ -229,7 +229,7 @@ def _systems(config, config_path: str, overrides: Mapping[str, object]) -> list[
   starts = {  # system -> what differs in config.finetune
       "closed_book": {"retrieval": "none", "reader": realm_},
       "bm25": {"retrieval": "bm25", "reader": realm_},
-      start(config): {"retrieval": "dense", "retriever": config.realm.init, "reader": os.path.join(realm_, "warmup")},
+      start_of_realm(config): {"retrieval": "dense", "retriever": config.realm.init, "reader": os.path.join(realm_, "warmup")},
       "realm": {"retrieval": "dense", "retriever": realm_, "reader": realm_}}
   found = []
   for system in config.evaluate.systems if config.finetune.questions else ():

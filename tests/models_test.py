@@ -1,6 +1,5 @@
 """The models against NumPy: pooling, spans, masked word pieces; snapshots; published BERT folders; Keras' JAX backend."""
 
-import importlib.util
 import json
 import math
 import os
@@ -349,7 +348,6 @@ def test_fresh_encoder_has_the_spread_asked_for(toy):
 # --------------------------------------------------------------------------------------------------------------- JAX
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed here; pip install jax to run the models on it")
 def test_jax_backend_gives_the_same_outputs(tokenizer, tmp_path):
   models = {"retriever": make_retriever(), "reader": make_masked_reader(), "span": make_span_reader()}
   for name, model in models.items():

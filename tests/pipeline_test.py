@@ -149,6 +149,24 @@ def test_commands():
   assert "--config.spans=runs/quickstart/spans-knowledge" in found["realm"]
 
 
+def test_realm_starts_from_recurring_spans_where_the_config_says_so():
+  config = quickstart.get_config()
+  config.recurring_spans.steps, config.realm.init = 100, config.recurring_spans.workdir
+  config.evaluate.systems = ("recurring_spans", "realm")
+  found = {stage.name: stage for stage in stages.stages(config, config_path="c.py", overrides={})}
+  names = list(found)
+  assert names.index("ict") < names.index("recurring spans") < names.index("realm")
+  spans, realm = found["recurring spans"], found["realm"]
+  assert spans.command == ("realm_tf.pretrain_spans", "--config=c.py", "--workdir=runs/quickstart/recurring_spans")
+  assert "runs/quickstart/ict" in spans.inputs and "runs/quickstart/recurring_spans" in realm.inputs
+  assert "runs/quickstart/recurring_spans/indexes/00000100" in realm.outputs and "runs/quickstart/ict" not in realm.inputs
+  assert "zero-shot questions recurring_spans" in found and "zero-shot questions ict" not in found
+  other = stages.realm(config, "c.py", {}, name="from ict", workdir="W", differs={"realm.init": config.ict.workdir})
+  assert "--config.realm.init=runs/quickstart/ict" in other.command and "runs/quickstart/ict" in other.inputs
+  assert "--knowledge=runs/quickstart/passages" in found["pretraining spans"].command
+  assert not any(part.startswith("--knowledge=") for part in found["spans"].command)
+
+
 def test_the_vocabulary_follows_the_encoder_and_not_the_other_way_round():
   for get_config, section in ((tagger.get_config, lambda config: config), (wikipedia_small.get_config, lambda config: config.corpus)):
     config = get_config()

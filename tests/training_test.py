@@ -1,6 +1,5 @@
 """realm_tf/training.py: the optimizer against NumPy, and runs that were stopped, killed or went wrong."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -177,10 +176,6 @@ print(*np.array(variable).ravel())
 """
 
 
-@pytest.mark.skipif(
-  importlib.util.find_spec("jax") is None,
-  reason="jax is not installed here; pip install jax to run the optimizer on it",
-)
 def test_optimizer_on_jax_without_tensorflow():
   done = subprocess.run(
     [sys.executable, "-c", JAX],
