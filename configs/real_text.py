@@ -33,11 +33,8 @@ def get_config(name: str):
     c.corpus.knowledge = data + "/covid/documents.jsonl"
     c.question_sets = {"covid": data + "/covid/questions.jsonl"}
   else:
-    articles, paragraphs = (
-      data + "/wikipedia_2014/AA/wiki_[0-3]*",
-      data + "/qa/passages.train.jsonl",
-    )
-    c.corpus.knowledge = articles + "," + paragraphs
+    articles = data + "/wikipedia_2014/AA/wiki_[0-3]*"
+    c.corpus.knowledge = articles + "," + data + "/qa/passages.train.jsonl"
     c.question_sets = {
       "entity_questions": data + "/qa/entity_questions.jsonl",
       "questions": data + "/qa/questions.train.jsonl",
@@ -57,8 +54,8 @@ def get_config(name: str):
     c.retriever.update(
       projection_dim=384,
       pooling="mean",  # as the encoder was trained
-      scale=(20 / 384) ** 0.5,
-    )  # f(x, z) is 20 times the cosine, the encoder's own temperature
+      scale=(20 / 384) ** 0.5,  # f(x, z) is 20 times the cosine, the encoder's own temperature
+    )
     c.mlm.steps = 0
     c.ict.steps = 0  # the published encoder is the warm start
   return c

@@ -199,6 +199,15 @@ def test_systems_from_scratch():
   }
 
 
+def test_only_realm_waits_for_a_masked_lm_that_ict_does_not_start_from():
+  for from_mlm, order in ((False, ["ict"]), (True, ["mlm", "ict"])):
+    settings_ = {"ict.steps": 5, "mlm.steps": 9, "ict.from_mlm": from_mlm}
+    found = trained("covid", "scratch", **settings_)
+    assert list(found["ict"]) == order
+    assert list(found["recurring_spans"]) == [*order, "recurring spans"]
+    assert list(found["realm"]) == ["mlm", "ict", "recurring spans", "realm"]
+
+
 def test_systems_from_a_published_encoder():
   found = trained("covid", "published")
   assert list(found)[:3] == ["bm25", "encoder", "recurring_spans"] and "ict" not in found
@@ -262,11 +271,12 @@ def write_data(folder) -> None:
   documents, asked = [], []
   for number in range(NUM_MILLS):
     builder, title = BUILDERS[number % len(BUILDERS)], f"Mill {number}"
+    lake = f"{chr(65 + number % 26)}ora"
     documents.append(
       {
         "title": title,
         "text": (
-          f"The mill near Lake {chr(65 + number % 26)}ora was built by {builder} in {1800 + number}. "
+          f"The mill near Lake {lake} was built by {builder} in {1800 + number}. "
           f"It burned down when {BUILDERS[number % 5]} and {builder} were away in {1850 + number}."
         ),
       }

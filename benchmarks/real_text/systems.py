@@ -49,6 +49,8 @@ def systems_of(config, config_path: str, overrides: Mapping[str, object]) -> dic
   """
   found = {BM25: System("BM25")}
   warm = stages.warm_starts(config, config_path, overrides)
+  readers = [] if config.ict.from_mlm else [s for s in warm if s.folder == config.mlm.workdir]
+  warm = [stage for stage in warm if stage not in readers]
   before = [stage for stage in warm if stage.folder != config.recurring_spans.workdir]
   start = System(
     "ICT" if config.ict.steps else "the encoder as it comes", config.ict.workdir, before
@@ -57,7 +59,7 @@ def systems_of(config, config_path: str, overrides: Mapping[str, object]) -> dic
     found["encoder"] = _encoder(config, config_path, overrides) if config.ict.steps else start
   if config.ict.steps:
     found["ict"] = start
-  realm = functools.partial(_realm, config, config_path, overrides)
+  realm = functools.partial(_realm, config, config_path, overrides, readers)
   from_ict = realm(f"REALM from {start.name}", "realm_from_ict", start)
   if not config.recurring_spans.steps:
     return {**found, "realm_from_ict": from_ict}
@@ -78,12 +80,13 @@ def _realm(
   config,
   config_path: str,
   overrides: Mapping[str, object],
+  readers: Sequence[Stage],
   name: str,
   key: str,
   start: System,
   differs: Mapping[str, object] | None = None,
 ) -> System:
-  """REALM from a start's snapshot, or a variant of it."""
+  """REALM from a start's snapshot, or a variant of it; `readers` train the reader's warm start."""
   workdir = os.path.join(config.run_dir, key)
   stage = stages.realm(
     config,
@@ -93,7 +96,7 @@ def _realm(
     workdir=workdir,
     differs={"realm.init": start.workdir, **(differs or {})},
   )
-  return System(name, workdir, [*start.stages, stage])
+  return System(name, workdir, [*readers, *start.stages, stage])
 
 
 def _encoder(config, config_path: str, overrides: Mapping[str, object]) -> System:
