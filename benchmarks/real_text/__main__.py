@@ -62,12 +62,8 @@ class Benchmark:
   def __init__(
     self, config, *, config_path: str, overrides: Mapping[str, object], halves: Sequence[str]
   ):
-    self.config, self.config_path, self.root, self.halves = (
-      config,
-      config_path,
-      config.run_dir,
-      halves,
-    )
+    self.config, self.config_path = config, config_path
+    self.root, self.halves = config.run_dir, halves
     self._make_corpus()
     shared = {name: config[name] for name in ("passages", "knowledge_spans", "spans")}
     config.update(shared)  # whatever run_dir is from now on
