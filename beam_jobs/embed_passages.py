@@ -75,6 +75,8 @@ class Embedder:
     Returns:
       embeddings [N, D] float32 in the order given, and counts by the names of _COUNTERS.
     """
+    if self.retriever.title_length is not None:  # what it does not read of titles on purpose is not counted as cut
+      title_ids = title_ids[:, : self.retriever.title_length]
     packed = examples.pack_passages(title_ids, text_ids, tokenizer=self.tokenizer, length=self.retriever.passage_length)
     tokens, segments = packed.token_ids.numpy(), packed.segment_ids.numpy()  # [N, L]
     lengths = np.count_nonzero(tokens, axis=1)

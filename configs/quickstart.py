@@ -52,6 +52,7 @@ def get_config():
   )
   c.retriever = dict(
       projection_dim=64, query_length=24, passage_length=44,
+      title_length=config_dict.placeholder(int),  # most word pieces of a passage's title that are read; None: half of the passage
       pooling="mean",  # over word pieces; "cls": the pooled [CLS] output, as published
       shared=True,  # one tower for queries and passages
       dropout=0.0, scale=1.0)
@@ -70,6 +71,7 @@ def get_config():
       from_mlm=True,  # start from the masked-LM warm start, where there is one; False: from fresh or published weights
       query_length=c.retriever.get_oneway_ref("query_length"),
       removal_rate=0.9,  # how often the query sentence is taken out of its passage
+      query_words=(),  # fewest and most words of the query, a random run of the sentence's; (): the whole sentence
       eval_every=0,  # steps between two looks at held-out recall, whose best snapshot is published; 0: the last one is
       log_every=50, checkpoint_every=50)
   c.recurring_spans = dict(  # a masked sentence asks for another passage that holds the masked span
@@ -77,7 +79,9 @@ def get_config():
       init=run + "/ict",  # snapshots/ to start from
       steps=0,  # 0 skips it; otherwise set realm.init to its workdir
       batch_size=64, learning_rate=5e-4,
-      ict_share=0.0,  # of each batch that is inverse cloze
+      query_words=(),  # fewest and most words of a query, a random run around the mask; (): the whole sentence
+      ict_share=0.0,  # of each batch that is inverse cloze, with such queries too
+      ict_removal_rate=0.9,
       eval_every=0,  # as for ict
       log_every=50, checkpoint_every=50)
   c.warmup = dict(

@@ -298,7 +298,7 @@ def retrieval_utility(rows: Sequence[Question], model: RealmModel, indexed: retr
     numbers = retrieval.candidates(indexed, query_ids, num=num, own_passages=None, null=True)
     outputs = model.predict_on_batch(examples.realm_batch(
         masked, query_ids, numbers, table, tokenizer=tokenizer, query_length=reader.query_length,
-        passage_length=retriever.passage_length, reader_length=reader.length))
+        passage_length=retriever.passage_length, reader_length=reader.length, title_length=retriever.title_length))
     likelihoods = (outputs["token_log_probs"] * masked.target_mask[:, None]).sum(axis=-1, dtype=np.float64)  # [B, C] log p(y|z,x)
     scores = outputs["scores"].astype(np.float64)
     scores -= np.logaddexp.reduce(scores, axis=1, keepdims=True)  # log p(z|x)

@@ -47,9 +47,15 @@ def pack_queries(ids: tf.RaggedTensor, *, tokenizer: Tokenizer, length: int) -> 
 
 
 @_graph
-def pack_passages(title_ids: tf.RaggedTensor, text_ids: tf.RaggedTensor, *, tokenizer: Tokenizer, length: int) -> Packed:
-  """`[CLS] title [SEP] text [SEP]` for the passage tower; titles keep at most half of the room, the text the rest."""
-  title_ids = title_ids[:, :(length - 3) // 2]
+def pack_passages(
+  title_ids: tf.RaggedTensor, text_ids: tf.RaggedTensor, *, tokenizer: Tokenizer, length: int, title_length: int | None = None
+) -> Packed:
+  """`[CLS] title [SEP] text [SEP]` for the passage tower.
+
+  Titles keep at most half of the room, and at most `title_length` word pieces where that is given; the text keeps the rest.
+  """
+  half = (length - 3) // 2
+  title_ids = title_ids[:, : half if title_length is None else min(half, title_length)]
   text_ids = _cut(text_ids, length - 3 - title_ids.row_lengths())
   return _pack([title_ids, text_ids], tokenizer, length)
 
@@ -118,12 +124,24 @@ class IctExamples:
   Args:
     table: passages.
     removal_rate: probability that the sentence is taken out of its passage (0.9 as published).
+    query_words: fewest and most words of the query, which is then a random run of so many words of the sentence; empty:
+      the whole sentence, as published.
   """
 
-  def __init__(self, table: PassageTable, *, tokenizer: Tokenizer, query_length: int, passage_length: int,
-               removal_rate: float = 0.9):
+  def __init__(
+    self,
+    table: PassageTable,
+    *,
+    tokenizer: Tokenizer,
+    query_length: int,
+    passage_length: int,
+    title_length: int | None = None,
+    removal_rate: float = 0.9,
+    query_words: Sequence[int] = (),
+  ):
     self.table, self.tokenizer = table, tokenizer
-    self.query_length, self.passage_length, self.removal_rate = query_length, passage_length, removal_rate
+    self.query_length, self.passage_length, self.title_length = query_length, passage_length, title_length
+    self.removal_rate, self.query_words = removal_rate, tuple(query_words)
     self.rows = np.flatnonzero(np.diff(table.text_ids.splits) > 0)
 
   def batch(self, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
@@ -150,6 +168,8 @@ class IctExamples:
       query = ids[starts[pick]:ends[pick]]
       if len(query) == 0 or (remove and len(query) == len(ids)):
         continue
+      if self.query_words:
+        query = query[crop(~self.tokenizer.continues[query], self.query_words, rng)]
       queries.append(query)
       texts.append(np.delete(ids, np.s_[starts[pick]:ends[pick]]) if remove else ids)
       numbers.append(number)
@@ -162,12 +182,37 @@ class IctExamples:
   def pack(self, drawn: IctDraw) -> dict[str, np.ndarray]:
     """What an `InBatchModel` reads; see `batch`."""
     titles, _ = gather_passages(self.table, drawn.numbers)
-    packed = pack_passages(titles, drawn.texts.tensor(), tokenizer=self.tokenizer, length=self.passage_length)
+    packed = pack_passages(
+      titles, drawn.texts.tensor(), tokenizer=self.tokenizer, length=self.passage_length, title_length=self.title_length)
     return {
         "query_ids": pack_queries(drawn.queries.tensor(), tokenizer=self.tokenizer, length=self.query_length).numpy(),
         "passage_ids": packed.token_ids.numpy(), "passage_segments": packed.segment_ids.numpy(),
         "removed": drawn.removed,
     }
+
+
+def crop(begins: np.ndarray, num_words: Sequence[int], rng: np.random.Generator, *, keep: tuple[int, int] = (0, 0)) -> slice:
+  """A random run of whole words.
+
+  Args:
+    begins: [L] bool, whether a word begins with this word piece.
+    num_words: fewest and most words, each number as likely; all words where there are fewer.
+    keep: word pieces [first, last) that the run must hold; it is longer where they are more words.
+
+  Returns:
+    The run's word pieces.
+  """
+  starts = np.append(np.flatnonzero(begins), len(begins))
+  starts[0] = 0  # where a word was split, the rest counts as one
+  size = min(rng.integers(num_words[0], num_words[1], endpoint=True), len(starts) - 1)
+  lowest, highest = 0, len(starts) - 1 - size  # where the run may begin
+  if keep[0] < keep[1]:
+    first = np.searchsorted(starts, keep[0], side="right") - 1
+    last = np.searchsorted(starts, keep[1])  # the word behind
+    size = max(size, last - first)
+    lowest, highest = max(last - size, 0), min(first, len(starts) - 1 - size)
+  at = rng.integers(lowest, highest, endpoint=True)
+  return slice(int(starts[at]), int(starts[at + size]))
 
 
 def sentence_ranges(
@@ -326,7 +371,8 @@ def mask_spans(ids: Sequence[np.ndarray], starts: Sequence[int], ends: Sequence[
 
 
 def realm_batch(queries: MaskedQueries, query_ids: np.ndarray, numbers: np.ndarray, table: PassageTable, *,
-                tokenizer: Tokenizer, query_length: int, passage_length: int, reader_length: int) -> dict[str, np.ndarray]:
+                tokenizer: Tokenizer, query_length: int, passage_length: int, reader_length: int,
+                title_length: int | None = None) -> dict[str, np.ndarray]:
   """What a `RealmModel` reads: masked queries with their candidates.
 
   Args:
@@ -339,7 +385,7 @@ def realm_batch(queries: MaskedQueries, query_ids: np.ndarray, numbers: np.ndarr
     targets, target_mask [B, M].
   """
   titles, texts = gather_passages(table, numbers)
-  for_tower = pack_passages(titles, texts, tokenizer=tokenizer, length=passage_length)
+  for_tower = pack_passages(titles, texts, tokenizer=tokenizer, length=passage_length, title_length=title_length)
   repeated = queries.ids.gather(np.repeat(np.arange(len(numbers)), numbers.shape[1]))
   for_reader = pack_reader(repeated, texts, tokenizer=tokenizer, query_length=query_length, length=reader_length)
   shaped = lambda tensor: tensor.numpy().reshape(*numbers.shape, -1)  # [B * C, L] → [B, C, L]

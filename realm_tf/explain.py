@@ -240,7 +240,8 @@ class PretrainedSystem:
     """What the models say, and the reader's segments [C, L]."""
     batch = examples.realm_batch(
         query, query_ids, numbers[None], table, tokenizer=self.tokenizer, query_length=self.retriever.query_length,
-        passage_length=self.retriever.passage_length, reader_length=self.reader.length)
+        passage_length=self.retriever.passage_length, reader_length=self.reader.length,
+        title_length=self.retriever.title_length)
     queries = self.retriever.embed_queries(query_ids)  # [1, D]
     vectors = self.retriever.embed_passages(batch["passage_ids"][0], batch["passage_segments"][0])  # [C, D]
     logits = self.reader({  # [C, M, V]

@@ -112,6 +112,7 @@ def finetune(config, workdir: str) -> str:
     return QaExamples(
         rows, table, tokenizer=tokenizer, search=None, embeddings=None, reader=reader,
         num_read=section.num_read, passage_length=sizes["passage_length"] if refreshed else 0,
+        title_length=sizes.get("title_length"),
         raw=section.has_answer == "raw")
 
   data = ask(rows)

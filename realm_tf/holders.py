@@ -1,14 +1,14 @@
-"""Holders: which passages hold a phrase. Hashes of phrases, and the inverted list that `annotate_spans` writes.
+"""Which passages hold a phrase: hashes of phrases, and the inverted list of `annotate_spans`.
 
-A phrase is the words of a text as `metrics.searchable` parts them: NFD, lower case, no punctuation, no
-articles, a Chinese character by itself. A passage holds a phrase if the words of its text contain the
-phrase's words in a row.
+A phrase is the words of a text as `metrics.searchable` parts them: NFD, lower case, no punctuation,
+no articles, a Chinese character by itself. A passage holds a phrase if the words of its text
+contain the phrase's words in a row.
 
-A phrase is known by 64 bits, kept as int64; 0 stands for no phrase. A word's hash is the first 64 bits
-of BLAKE2b, and n words are combined by a polynomial modulo 2**64, so that the hashes of all phrases of
-n words follow from those of n - 1 words. Two of 20 million phrases share their 64 bits in one of
-100,000 corpora. In one of 70 corpora of 13 million passages, which have 10 billion sequences of up to
-10 words, some passage is taken for the holder of a phrase that it does not hold.
+A phrase is known by 64 bits, kept as int64; 0 stands for no phrase. A word's hash is the first 64
+bits of BLAKE2b, and n words are combined by a polynomial modulo 2**64, so that the hashes of all
+phrases of n words follow from those of n - 1 words. Two of 20 million phrases share their 64 bits
+in one of 100,000 corpora. In one of 70 corpora of 13 million passages, which have 10 billion
+sequences of up to 10 words, some passage is taken for the holder of a phrase that it does not hold.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ MAX_WORDS = 10  # of a phrase
 NO_PHRASE = 0
 NO_PASSAGE = -1
 
-_MULTIPLIER = np.uint64(0x94D049BB133111EB)  # odd, and 3 modulo 4: the order of the words counts in (nearly) all bits
+_MULTIPLIER = np.uint64(0x94D049BB133111EB)  # 3 modulo 4: the words' order counts too
 _CACHED_WORDS = 1 << 18
 _NO_PAIRS = (np.zeros([0], np.int64), np.zeros([0], np.int32))
 
@@ -67,7 +67,9 @@ def phrases_of(texts: Sequence[str]) -> np.ndarray:
   return found
 
 
-def find(phrases: np.ndarray, texts: Sequence[str], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def find(
+  phrases: np.ndarray, texts: Sequence[str], numbers: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """Which of the wanted phrases stand in which texts.
 
   Args:
@@ -80,6 +82,8 @@ def find(phrases: np.ndarray, texts: Sequence[str], numbers: np.ndarray) -> tupl
   """
   found, numbers = [], np.asarray(numbers, np.int32)
   for sequences, rows in _sequences(_words_of(texts)):
+    order = np.argsort(sequences)  # looked up in order, which is many times faster
+    sequences, rows = sequences[order], rows[order]
     known = phrases.searchsorted(sequences, "right") > phrases.searchsorted(sequences, "left")
     found.append((sequences[known], numbers[rows[known]]))
   return pairs(found)
@@ -113,16 +117,16 @@ def _words_of(texts: Sequence[str]) -> list[list[str]]:
 
 
 def _sequences(texts: Sequence[Sequence[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """For 1, 2, .. `MAX_WORDS` words: the hashes [M] of all sequences of so many, and their texts' rows [M]."""
+  """For 1, 2, .. `MAX_WORDS` words: hashes [M] of all sequences of so many, and their rows [M]."""
   words = np.fromiter(map(_hash_of, itertools.chain.from_iterable(texts)), np.uint64)
   rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
   hashes = np.zeros([len(words) + 1], np.uint64)
   for size in range(1, MAX_WORDS + 1):
-    hashes = hashes[:-1] * _MULTIPLIER + words[size - 1:]
-    inside = rows[:len(hashes)] == rows[size - 1:]  # it ends in the text that it begins in
+    hashes = hashes[:-1] * _MULTIPLIER + words[size - 1 :]
+    inside = rows[: len(hashes)] == rows[size - 1 :]  # it ends in the text that it begins in
     phrases = hashes[inside].view(np.int64)
     phrases[phrases == NO_PHRASE] = 1
-    yield phrases, rows[:len(hashes)][inside]
+    yield phrases, rows[: len(hashes)][inside]
 
 
 @functools.lru_cache(maxsize=_CACHED_WORDS)
@@ -130,7 +134,7 @@ def _hash_of(word: str) -> int:
   return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-# ------------------------------------------------------------------------------------------ the list
+# ---------------------------------------------------------------------------------------- the list
 
 
 @dataclasses.dataclass(frozen=True)

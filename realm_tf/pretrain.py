@@ -105,7 +105,8 @@ class Batches:
   def _pack(self, queries, query_ids, numbers):
     return examples.realm_batch(
         queries, query_ids, numbers, self.table, tokenizer=self.tokenizer, query_length=self.config.retriever.query_length,
-        passage_length=self.config.retriever.passage_length, reader_length=self.config.reader.length)
+        passage_length=self.config.retriever.passage_length, reader_length=self.config.reader.length,
+        title_length=self.config.retriever.title_length)
 
 
 # ============================================================================================================ refresh

@@ -28,8 +28,15 @@ def pretrain_ict(config, workdir: str) -> str:
   retriever = settings.new_retriever(config, tokenizer)
   with settings.scope(config):
     model = InBatchModel(retriever, measures_removed=True)
-  data = examples.IctExamples(table, tokenizer=tokenizer, query_length=config.ict.query_length,
-                              passage_length=config.retriever.passage_length, removal_rate=config.ict.removal_rate)
+  data = examples.IctExamples(
+    table,
+    tokenizer=tokenizer,
+    query_length=config.ict.query_length,
+    passage_length=config.retriever.passage_length,
+    title_length=config.retriever.title_length,
+    removal_rate=config.ict.removal_rate,
+    query_words=config.ict.query_words,
+  )
   sentences = settings.masked_sentences(config, config.knowledge_spans, table, tokenizer) if config.ict.eval_every else None
   return warm_start.train(config, config.ict, workdir, model, data, sentences, table, tokenizer, made_by="pretrain_ict")
 

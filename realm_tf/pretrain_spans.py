@@ -28,11 +28,12 @@ def pretrain_spans(config, workdir: str) -> str:
   with settings.scope(config):
     retriever = snapshots.load_retriever(start)
     model = InBatchModel(retriever)
-  lengths = {"query_length": config.retriever.query_length, "passage_length": config.retriever.passage_length}
+  lengths = {name: config.retriever[name] for name in ("query_length", "passage_length", "title_length")}
   sentences = settings.masked_sentences(config, config.knowledge_spans, table, tokenizer)
-  ict = examples.IctExamples(table, tokenizer=tokenizer, removal_rate=config.ict.removal_rate, **lengths)
+  ict = examples.IctExamples(
+    table, tokenizer=tokenizer, removal_rate=section.ict_removal_rate, query_words=section.query_words, **lengths)
   data = recurring_spans.RecurringSpans(
-    sentences, table, tokenizer=tokenizer, ict=ict, ict_share=section.ict_share, **lengths)
+    sentences, table, tokenizer=tokenizer, query_words=section.query_words, ict=ict, ict_share=section.ict_share, **lengths)
   return warm_start.train(config, section, workdir, model, data, sentences, table, tokenizer, made_by="pretrain_spans")
 
 

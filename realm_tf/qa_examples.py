@@ -21,15 +21,16 @@ class QaExamples:
     search: packed question ids [B, Lq] and question texts → `retrieval.Found` of `beam` passages.
     embeddings: [N, D] passage embeddings, or None where the scores come from `search`.
     num_read: R.
-    passage_length: Lp of the packed passages that a training passage tower embeds anew; 0 where there is none.
+    passage_length, title_length: of the packed passages that a training passage tower embeds anew; 0 where there is none.
     raw: how the beam is labelled, see `metrics.AnswerMatcher`.
   """
 
   def __init__(self, rows: Sequence[questions.Question], table: passages.PassageTable, *, tokenizer, search: Callable | None,
                embeddings: np.ndarray | None, reader: span_reader.SpanReader, num_read: int, passage_length: int = 0,
-               raw: bool = False):
+               title_length: int | None = None, raw: bool = False):
     self.rows, self.table, self.tokenizer, self.search = rows, table, tokenizer, search
     self.embeddings, self.reader, self.num_read, self.passage_length = embeddings, reader, num_read, passage_length
+    self.title_length = title_length
     self.ids = passages.Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
     questions.tell_cut(np.diff(self.ids.splits), length=reader.query_length)
     self.answer_ids = [[] if row.regex or not row.answers else tokenizer(row.answers).to_list() for row in rows]
@@ -65,7 +66,8 @@ class QaExamples:
     else:
       made["beam_embeddings"] = self.embeddings[found.numbers]
     if self.passage_length:
-      packed = examples.pack_passages(titles, texts, tokenizer=self.tokenizer, length=self.passage_length)
+      packed = examples.pack_passages(
+          titles, texts, tokenizer=self.tokenizer, length=self.passage_length, title_length=self.title_length)
       made |= {"passage_ids": shaped(packed.token_ids), "passage_segments": shaped(packed.segment_ids)}
     return made, found.numbers
 

@@ -3,7 +3,7 @@
 Such pairs train a retriever, and those held out measure one, without a single question.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -12,7 +12,7 @@ from realm_tf import examples
 from realm_tf.errors import UserError
 from realm_tf.examples import NULL_PASSAGE, IctExamples, MaskedQueries, MaskedSentences
 from realm_tf.models.retriever import Retriever
-from realm_tf.passages import PassageTable
+from realm_tf.passages import PassageTable, Ragged
 from realm_tf.tokenization import Tokenizer
 
 _MOST_PASSAGES = 5000  # that held-out sentences are searched among
@@ -25,6 +25,9 @@ class RecurringSpans:
   Args:
     sentences: of the corpus.
     table: its passages.
+    query_length, passage_length, title_length: word pieces of packed queries, passages and titles.
+    query_words: fewest and most words of a query, which is then a random run of words around the mask; empty: the
+      whole sentence.
     ict: gives the part of a batch that is inverse cloze instead.
     ict_share: of the batch.
   """
@@ -37,11 +40,14 @@ class RecurringSpans:
     tokenizer: Tokenizer,
     query_length: int,
     passage_length: int,
+    title_length: int | None = None,
+    query_words: Sequence[int] = (),
     ict: IctExamples | None = None,
     ict_share: float = 0.0,
   ):
     self.sentences, self.table, self.tokenizer = sentences, table, tokenizer
-    self.query_length, self.passage_length = query_length, passage_length
+    self.query_length, self.passage_length, self.title_length = query_length, passage_length, title_length
+    self.query_words = tuple(query_words)
     self.ict, self.ict_share = ict, ict_share
 
   def batch(self, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
@@ -55,7 +61,8 @@ class RecurringSpans:
     queries = self.sentences.batch(step, batch_size=batch_size - num_ict, seed=seed, with_holders=1.0)
     rng = np.random.default_rng([seed, 17, step])
     numbers = examples.draw_holders(queries, 1, rng)[:, 0]
-    packed = self._pack(queries, numbers)
+    ids = queries.ids if not self.query_words else self._cropped(queries, rng)
+    packed = self._pack(ids, numbers)
     right = np.concatenate([queries.own_passages, queries.holders], axis=1)  # [B, R]
     if num_ict:
       drawn = self.ict.draw(step, batch_size=num_ict, seed=seed)
@@ -68,10 +75,20 @@ class RecurringSpans:
     allowed = ~examples.contains(right, numbers) | np.eye(batch_size, dtype=bool)
     return {**packed, "allowed": allowed.astype(np.float32)}
 
-  def _pack(self, queries: MaskedQueries, numbers: np.ndarray) -> dict[str, np.ndarray]:
+  def _cropped(self, queries: MaskedQueries, rng: np.random.Generator) -> Ragged:
+    rows = []
+    for row in range(len(queries.ids)):
+      ids, at = queries.ids[row], queries.mask_positions[row][queries.target_mask[row] > 0] - 1  # without [CLS]
+      begins = ~self.tokenizer.continues[ids]
+      begins[at[1:]] = False  # the masked words count as one
+      rows.append(ids[examples.crop(begins, self.query_words, rng, keep=(at[0], at[-1] + 1))])
+    return Ragged.of(rows, np.int32)
+
+  def _pack(self, ids: Ragged, numbers: np.ndarray) -> dict[str, np.ndarray]:
     titles, texts = examples.gather_passages(self.table, numbers)
-    packed = examples.pack_passages(titles, texts, tokenizer=self.tokenizer, length=self.passage_length)
-    query_ids = examples.pack_queries(queries.ids.tensor(), tokenizer=self.tokenizer, length=self.query_length)
+    packed = examples.pack_passages(
+      titles, texts, tokenizer=self.tokenizer, length=self.passage_length, title_length=self.title_length)
+    query_ids = examples.pack_queries(ids.tensor(), tokenizer=self.tokenizer, length=self.query_length)
     return {
       "query_ids": query_ids.numpy(),
       "passage_ids": packed.token_ids.numpy(),
@@ -111,7 +128,7 @@ class HeldOutRecall:
     self._query_ids = examples.pack_queries(
       queries.ids.gather(rows), tokenizer=tokenizer, length=retriever.query_length)
     self._passages = examples.pack_passages(
-      titles, texts, tokenizer=tokenizer, length=retriever.passage_length)
+      titles, texts, tokenizer=tokenizer, length=retriever.passage_length, title_length=retriever.title_length)
     self._embed_queries = tf.function(retriever.embed_queries)
     self._embed_passages = tf.function(retriever.embed_passages)
 

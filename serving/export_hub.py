@@ -100,7 +100,8 @@ def _functions(retriever: Retriever, reader: MaskedReader | SpanReader | None, t
 
   def pack_passages(passage, training=False):
     title_ids, text_ids = tokenizer(passage["title"]), tokenizer(passage["text"])
-    return examples.pack_passages(title_ids, text_ids, tokenizer=tokenizer, length=retriever.passage_length)._asdict()
+    return examples.pack_passages(title_ids, text_ids, tokenizer=tokenizer, length=retriever.passage_length,
+                                  title_length=retriever.title_length)._asdict()
 
   def pack_reader(pair, training=False):
     return examples.pack_reader(tokenizer(pair["query"]), tokenizer(pair["text"]), tokenizer=tokenizer,

@@ -54,6 +54,14 @@ def pack_reader(tokenizer, queries, texts):
   return examples.pack_reader(queries, texts, tokenizer=tokenizer, query_length=5, length=9)
 
 
+def pack_short_titles(tokenizer, titles, texts):
+  return examples.pack_passages(titles, texts, tokenizer=tokenizer, length=9, title_length=1)
+
+
+def pack_without_titles(tokenizer, titles, texts):
+  return examples.pack_passages(titles, texts, tokenizer=tokenizer, length=9, title_length=0)
+
+
 PACKINGS = {
     "queries": (pack_queries, [ragged([A, B], [], [A, B, C, D], [A, B, C, D, E, F])], [
         [CLS, A, B, SEP, 0, 0],
@@ -75,6 +83,12 @@ PACKINGS = {
         [0, 0, 0, 0, 0, 1, 1, 0, 0],
         [0, 0, 1, 0, 0, 0, 0, 0, 0],
     ]),
+    "short titles": (pack_short_titles, [ragged([A], [A, B, C, D]), ragged([B, C], [E, F, G, H, A, B])], [
+        [CLS, A, SEP, B, C, SEP, 0, 0, 0],
+        [CLS, A, SEP, E, F, G, H, A, SEP],
+    ], [[0, 0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1, 1, 1, 1]]),
+    "no titles": (pack_without_titles, [ragged([A, B, C, D]), ragged([E, F])], [[CLS, SEP, E, F, SEP, 0, 0, 0, 0]],
+                  [[0, 0, 1, 1, 1, 0, 0, 0, 0]]),
     # The query keeps query_length − 2 = 3 as in pack_queries; the text what is left of 6.
     "reader": (pack_reader, [ragged([A, B, C, D], [A], [], [MASK, B]), ragged([E, F, G, H], [E, F, G, H, A, B, C], [E], [])], [
         [CLS, A, B, C, SEP, E, F, G, SEP],
@@ -177,6 +191,20 @@ def test_ict_examples(removal_rate, tokenizer, ict_table):
   assert abs(single / len(removed) - kept_single / (20 + kept_single)) < 0.05 and (single == 0) == (removal_rate == 1)
   if removal_rate in (0.0, 1.0):
     assert np.mean(removed) == removal_rate
+
+
+def test_ict_queries_may_be_runs_of_words(tokenizer, ict_table):
+  data = examples.IctExamples(
+    ict_table, tokenizer=tokenizer, query_length=20, passage_length=40, removal_rate=0.0, query_words=(2, 3))
+  sizes = set()
+  for step in range(30):
+    drawn = data.draw(step, batch_size=8, seed=3)
+    for query, text, number in zip(drawn.queries, drawn.texts, drawn.numbers):
+      np.testing.assert_array_equal(text, ict_table.text_ids[number], err_msg="the whole passage")
+      runs = [part[at : at + len(query)] for part in sentences_of(ict_table, number) for at in range(len(part))]
+      assert query.tolist() in runs and tokenizer.continues[query[:1]].tolist() == [False]
+      sizes.add(int((~tokenizer.continues[query]).sum()))
+  assert sizes == {2, 3}
 
 
 def test_ict_batch_is_a_pure_function_of_step_and_seed(tokenizer, ict_table):

@@ -17,14 +17,23 @@ from tests.processes import REPOSITORY
 ARTICLES = [
   ("Rome", "Rome was founded by Romulus. They say that Romulus of Rome met Remus in 753 BC."),
   ("Remus", "His brother was Romulus, they say. In 753 BC Remus died near Alba Longa."),
-  ("Émile Zola", "The critic Émile Zola met Paul Cézanne in Aix-en-Provence. He knew Cézanne well."),
+  (
+    "Émile Zola",
+    "The critic Émile Zola met Paul Cézanne in Aix-en-Provence. He knew Cézanne well.",
+  ),
   ("Painters", "Nobody knew the painter Paul Cézanne then. He was from Aix-En-Provence."),
-  ("Letters", "A letter from paul CE\u0301ZANNE exists. Another was sent by Émile Zola to Alba. Longa was cold."),
+  (
+    "Letters",
+    "A letter from paul CE\u0301ZANNE exists. Another was sent by Émile Zola to Alba. Longa was cold.",
+  ),
   ("Words", "It was read by O'Neill and by Oneill. He lived at the House of the Rising Sun."),
   ("Songs", "Who wrote House of Rising Sun is unknown. Some say O’Neill did."),
   ("東京", "He went to 東京タワー in Tokyo. She saw 京都 and 東 京 in Kyoto."),
   ("Cities", "They call Tokyo 東京 there. They call Kyoto 京都 there."),
-  *((f"Month {n}", f"In all, {n} men saw General Wolfe there. They left in May {1700 + n % 30}.") for n in range(30)),
+  *(
+    (f"Month {n}", f"In all, {n} men saw General Wolfe there. They left in May {1700 + n % 30}.")
+    for n in range(30)
+  ),
   *((f"Day {n}", f"So {n} women saw Captain Cook there.") for n in range(MAX_HOLDERS + 1)),
   *((f"Hour {n}", f"So {n} boys saw Captain Ahab Cook there.") for n in range(MAX_HOLDERS + 2)),
 ]
@@ -93,13 +102,22 @@ def test_holders_are_those_of_a_plain_search(made, tmp_path, knowledge):
   assert (np.diff(listed.phrases) > 0).all(), "the files in their order are one sorted list"
   others = sizes - num_own
   assert info["counts"]["phrases"] == len(wanted)
-  assert info["counts"]["phrases_with_holders"] == np.sum((others > 0) & (others <= MAX_HOLDERS)) > 0
-  assert info["inputs"]["knowledge"]["fingerprint"] == artifacts.read_info(f"{made}/{knowledge}")["fingerprint"]
+  assert (
+    info["counts"]["phrases_with_holders"] == np.sum((others > 0) & (others <= MAX_HOLDERS)) > 0
+  )
+  assert (
+    info["inputs"]["knowledge"]["fingerprint"]
+    == artifacts.read_info(f"{made}/{knowledge}")["fingerprint"]
+  )
 
 
 def test_what_is_held_and_what_is_not(made, tmp_path):
   """Numbers written by hand, so that the plain search is not trusted alone."""
-  spans = {text: phrase for row in sentences(f"{made}/S") for text, phrase in zip(row.span_texts, row.span_phrases)}
+  spans = {
+    text: phrase
+    for row in sentences(f"{made}/S")
+    for text, phrase in zip(row.span_texts, row.span_phrases)
+  }
   numbers = {title: number for number, title in enumerate(passages.load(f"{made}/P").titles)}
 
   def held(text: str) -> list[str]:
@@ -130,12 +148,16 @@ def test_phrases():
   assert holders.phrases_of([]).shape == (0,)
   found, numbers = holders.find(np.sort(got), ["b b The c", "", "b"], np.array([7, 3, 5]))
   wanted = {("b b", 7), ("b c", 7), ("b", 7), ("c", 7), ("b", 5)}
-  assert {*zip(found.tolist(), numbers.tolist())} == {(holders.phrase_of(text), number) for text, number in wanted}
+  assert {*zip(found.tolist(), numbers.tolist())} == {
+    (holders.phrase_of(text), number) for text, number in wanted
+  }
 
 
 def test_unknown_phrases_have_no_holders(made):
   listed = Holders.load(f"{made}/S")
-  got = listed.of(np.array([0, 1, -(1 << 63), (1 << 63) - 1, listed.phrases[0], listed.phrases[-1]]))
+  got = listed.of(
+    np.array([0, 1, -(1 << 63), (1 << 63) - 1, listed.phrases[0], listed.phrases[-1]])
+  )
   assert (got[:4] == -1).all() and (got[4:, 0] >= 0).all()
   none = Holders(listed.phrases[:0], passages.Ragged.of([], np.int32))
   assert (none.of(listed.phrases) == -1).all() and none.of([]).shape == (0, MAX_HOLDERS + 1)
@@ -158,7 +180,9 @@ def test_two_processes_write_the_same_files(made, tmp_path):
   info = artifacts.read_info(f"{made}/S")
   assert num_files > 2 and info["contents"] == sorted(wanted)
   for name in wanted:
-    bytes_of = {(folder / name).read_bytes() for folder in (made / "S", tmp_path / "S", tmp_path / "again")}
+    bytes_of = {
+      (folder / name).read_bytes() for folder in (made / "S", tmp_path / "S", tmp_path / "again")
+    }
     assert len(bytes_of) == 1, f"{name} depends on the runner"
   assert artifacts.read_info(f"{tmp_path}/S")["fingerprint"] == info["fingerprint"]
 

@@ -173,6 +173,35 @@ def test_a_part_of_the_batch_may_be_inverse_cloze(made, parts):
   assert set(batch) == {"query_ids", "passage_ids", "passage_segments", "allowed"}
 
 
+def test_queries_may_be_runs_of_words_around_the_mask(made, parts):
+  table, tokenizer, data = parts
+  spans = recurring_spans.RecurringSpans(
+    data, table, tokenizer=tokenizer, query_length=24, passage_length=44, query_words=(3, 5))
+  for step in range(6):
+    batch, queries = spans.batch(step, batch_size=8, seed=0), data.batch(step, batch_size=8, seed=0, with_holders=1.0)
+    for ids, whole, used in zip(batch["query_ids"], queries.ids, queries.target_mask > 0):
+      run = ids[1 : list(ids).index(tokenizer.sep_id)]
+      starts = [at for at in range(len(whole)) if np.array_equal(whole[at : at + len(run)], run)]
+      assert starts and (run == tokenizer.mask_id).sum() == used.sum(), "a run of the sentence, with the whole mask"
+      masked = np.flatnonzero(run == tokenizer.mask_id)
+      words = (~tokenizer.continues[np.delete(run, masked)]).sum() + 1
+      assert words <= 5 and (words >= 3 or len(run) == len(whole)), tokenizer.spell(run)
+
+
+@pytest.mark.parametrize("begins, words, keep, wanted", [
+    ([1, 1, 1, 1], (2, 2), (0, 0), {(0, 2), (1, 3), (2, 4)}),
+    ([1, 0, 1, 1], (1, 1), (0, 0), {(0, 2), (2, 3), (3, 4)}),  # the first word is two word pieces
+    ([1, 1, 1], (5, 9), (0, 0), {(0, 3)}),  # there are no more
+    ([1, 1, 1, 1, 1], (2, 2), (2, 3), {(1, 3), (2, 4)}),
+    ([1, 1, 1, 1, 1], (1, 1), (1, 4), {(1, 4)}),  # what must be held is longer
+    ([1, 0, 1, 0, 1], (1, 2), (3, 4), {(2, 4), (0, 4), (2, 5)}),
+    ([1, 1, 1], (2, 2), (2, 3), {(1, 3)}),
+])
+def test_crop(begins, words, keep, wanted):
+  drawn = [examples.crop(np.array(begins, bool), words, np.random.default_rng(seed), keep=keep) for seed in range(100)]
+  assert {(part.start, part.stop) for part in drawn} == wanted
+
+
 def test_drawn_holders_are_different_and_the_rest_is_null():
   queries = examples.MaskedQueries(*[None] * 5, holders=np.array([[3, 5, 9, -1], [4, -1, -1, -1], [-1] * 4], np.int32))
   drawn = [examples.draw_holders(queries, 2, np.random.default_rng(seed)) for seed in range(200)]

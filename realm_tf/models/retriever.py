@@ -14,6 +14,7 @@ class Retriever(keras.Model):
     architecture: of the encoder (see `encoder.build_encoder`).
     projection_dim: D.
     query_length, passage_length: word pieces of packed queries and passages.
+    title_length: most word pieces of a passage's title that are packed; None: half of the passage.
     pooling: "cls" (the pooled [CLS] output, as published) or "mean" (over word pieces, as sentence encoders are trained).
     shared: one tower for both sides (as published), or two.
     dropout: of embeddings while training.
@@ -22,16 +23,17 @@ class Retriever(keras.Model):
   """
 
   def __init__(self, *, architecture: dict, projection_dim: int = 128, query_length: int = 96, passage_length: int = 288,
-               pooling: str = "cls", shared: bool = True, dropout: float = 0.1, scale: float = 1.0,
+               title_length: int | None = None, pooling: str = "cls", shared: bool = True, dropout: float = 0.1, scale: float = 1.0,
                norm_epsilon: float | None = None, name: str = "retriever"):
     super().__init__(name=name)
     if pooling not in ("cls", "mean"):
       raise ValueError(f"pooling is {pooling!r}; use 'cls' or 'mean'.")
     self._config = dict(
         architecture=dict(architecture), projection_dim=projection_dim, query_length=query_length,
-        passage_length=passage_length, pooling=pooling, shared=shared, dropout=dropout, scale=scale,
+        passage_length=passage_length, title_length=title_length, pooling=pooling, shared=shared, dropout=dropout, scale=scale,
         norm_epsilon=norm_epsilon)
-    self.dim, self.query_length, self.passage_length, self.pooling = projection_dim, query_length, passage_length, pooling
+    self.dim, self.pooling = projection_dim, pooling
+    self.query_length, self.passage_length, self.title_length = query_length, passage_length, title_length
     self.query_tower = Tower(self._config, name="query_tower")
     self.passage_tower = self.query_tower if shared else Tower(self._config, name="passage_tower")
     self.embed_queries(ops.zeros([1, query_length], "int32"))
