@@ -1,16 +1,16 @@
 """From passages, spans and questions to the packed data."""
 
 import collections
-import hashlib
 import itertools
 import os
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from benchmarks import question_sets
 from benchmarks.accelerator.packed import NONE, Packed, firsts
 from realm_tf import (
-  artifacts, bm25, examples, json_lines, metrics, passages, published, settings)
+  artifacts, bm25, examples, metrics, passages, published, settings)
 from realm_tf.holders import MAX_HOLDERS, NO_PASSAGE, Holders
 from realm_tf.passages import PassageTable
 
@@ -198,10 +198,7 @@ def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str
     titles[metrics.normalize_answer(title)].add(number)
   rows = []
   for at, path in enumerate(paths):
-    with artifacts.gfile.GFile(path, "rb") as file:
-      kept, bad = json_lines.parsed(file, lambda row: _question_of(row, titles))
-    json_lines.tell(path, bad, num_kept=len(kept))
-    rows += [(at, row) for row in kept]
+    rows += [(at, row) for row in question_sets.of_titles(path, titles)]
   answers = [
     tuple(sorted(set(map(metrics.normalize_answer, row["answer"])) - {""})) for _, row in rows
   ]
@@ -218,7 +215,7 @@ def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str
     "question_ids": _flat(ids, np.uint16),
     "question_counts": _sizes(ids),
     "question_sets": np.array([at for at, _ in rows], np.uint8),
-    "question_halves": np.array([half_of(row["title"]) for _, row in rows], np.uint8),
+    "question_halves": np.array([question_sets.half_of(row["title"]) for _, row in rows], np.uint8),
     "question_answers": np.array([lists[wanted] for wanted in answers], np.int32),
     "answer_passages": _flat(right, np.int32),
     "answer_counts": _sizes(right, np.int32),
@@ -257,22 +254,6 @@ def _holders_of(phrases: Collection[str], texts: Sequence[str]) -> dict[str, lis
     for phrase in here:
       found[phrase].append(number)
   return found
-
-
-def _question_of(row: dict, titles: Collection[str]) -> dict | str:
-  """The row if its title is a passage's, otherwise the reason against it."""
-  if not all(isinstance(row.get(name), str) for name in ("question", "title")):
-    return "question or title is not text"
-  if not isinstance(row.get("answer"), list):
-    return "the answer is not a list"
-  if metrics.normalize_answer(row["title"]) not in titles:
-    return "no passage has its title"
-  return row
-
-
-def half_of(title: str) -> int:
-  """0 (dev) or 1 (test), by the title alone."""
-  return hashlib.sha256(title.encode()).digest()[0] % 2
 
 
 # ------------------------------------------------------------------------------------------ encoder

@@ -1,0 +1,1 @@
+"""Retrievers from raw text, compared on questions that nobody here wrote."""
