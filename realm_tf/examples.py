@@ -621,6 +621,11 @@ class MaskedSentences:
   def __len__(self) -> int:
     return len(self._rows)
 
+  @property
+  def num_with_holders(self) -> int:
+    """The sentences with a span that other passages hold, few enough of them."""
+    return len(self._rows_with_holders)
+
   def held_out(self) -> MaskedQueries | None:
     """The sentences that no batch has, each with one of its spans masked; always the same. None without any."""
     if not len(self._held_out):
@@ -635,31 +640,29 @@ class MaskedSentences:
       by_passage: an epoch is each passage once, with one of its spans (for the baselines one of its
         sentences), as in the released code, instead of each sentence once.
       with_holders: share of the batch, its first rows, that are drawn among the spans which have `holders`; an epoch of
-        these is each sentence with such a span once.
+        these is each sentence with such a span once. Nothing where there are none, or where other things are masked.
 
     Raises:
-      UserError: no span has holders, and such are asked for.
+      UserError: which passages hold the spans is not known, and such spans are asked for.
     """
     rng = np.random.default_rng([seed, 11, step])
-    num_held = round(with_holders * batch_size)
+    num_held = 0
+    if with_holders and self.masking == "salient":
+      self._check_holders()
+      num_held = round(with_holders * batch_size) if len(self._rows_with_holders) else 0
     rows = self._draw_rows(step, batch_size - num_held, seed, by_passage, rng)
     drawn = [self._draw(row, rng) for row in rows]
     if num_held:
-      self._check_holders()
       held = epoch_rows(len(self._rows_with_holders), step, num_held, seed + 1, self._rows_with_holders)
       rows = np.concatenate([held, rows])
       drawn = [self._draw(row, rng, held=True) for row in held] + drawn
     return self._mask(rows, drawn)
 
   def _check_holders(self) -> None:
-    if not len(self._rows_with_holders):
-      why = (
-        f"no span of {self.folder!r} stands in 1 to {holders.MAX_HOLDERS} other passages, and not in the title. Give more passages"
-        if self._holders is not None
-        else f"{self.folder!r} was not annotated for these passages, or masking is not salient. Run beam_jobs.annotate_spans "
-        "with --knowledge=PASSAGES"
-      )
-      raise artifacts.UserError(f"{why}, or set recurring_spans.steps, warmup.holders, realm.holders and realm.with_holders to 0.")
+    if self._holders is None:
+      raise artifacts.UserError(
+        f"which passages hold the spans of {self.folder!r} is known for another corpus only. Run beam_jobs.annotate_spans with "
+        "--knowledge=PASSAGES, or set mlm.holders, warmup.holders, realm.holders and realm.with_holders to 0.")
 
   def _draw_rows(self, step: int, num: int, seed: int, by_passage: bool, rng: np.random.Generator) -> np.ndarray:
     if not by_passage:

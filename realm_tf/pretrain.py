@@ -45,6 +45,11 @@ class Batches:
     self.sentences = self._read(config.spans)
     same = paths.resolve(config.spans) == paths.resolve(config.knowledge_spans)  # X is Z
     self.knowledge_sentences = self.sentences if same else self._read(config.knowledge_spans)
+    asked = config.realm.holders or config.realm.with_holders
+    if asked and config.masking == "salient" and not self.sentences.num_with_holders:
+      print(
+          f"WARNING: no span of {config.spans!r} stands in few enough other passages: REALM goes without holders.",
+          file=sys.stderr, flush=True)
 
   def _read(self, folder: str) -> examples.MaskedSentences:
     return settings.masked_sentences(self.config, folder, self.table, self.tokenizer)

@@ -3,6 +3,7 @@
 Such pairs train a retriever, and those held out measure one, without a single question.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,8 @@ import tensorflow as tf
 
 from realm_tf import examples
 from realm_tf.errors import UserError
-from realm_tf.examples import NULL_PASSAGE, IctExamples, MaskedQueries, MaskedSentences
+from realm_tf.examples import NULL_PASSAGE, IctDraw, IctExamples, MaskedQueries, MaskedSentences
+from realm_tf.holders import MAX_HOLDERS
 from realm_tf.models.retriever import Retriever
 from realm_tf.passages import PassageTable, Ragged
 from realm_tf.tokenization import Tokenizer
@@ -29,7 +31,10 @@ class RecurringSpans:
     query_words: fewest and most words of a query, which is then a random run of words around the mask; empty: the
       whole sentence.
     ict: gives the part of a batch that is inverse cloze instead.
-    ict_share: of the batch.
+    ict_share: of the batch; all of it where no span recurs.
+
+  Raises:
+    UserError: no span recurs, and ict_share is 0.
   """
 
   def __init__(
@@ -49,6 +54,12 @@ class RecurringSpans:
     self.query_length, self.passage_length, self.title_length = query_length, passage_length, title_length
     self.query_words = tuple(query_words)
     self.ict, self.ict_share = ict, ict_share
+    if not sentences.num_with_holders:
+      none = f"no span of {sentences.folder!r} stands in 1 to {MAX_HOLDERS} other passages without standing in the title"
+      if not ict_share:
+        raise UserError(f"{none}. Give more passages, or set recurring_spans.steps to 0.")
+      print(f"WARNING: {none}: all of this is inverse cloze.", file=sys.stderr, flush=True)
+      self.ict_share = 1.0
 
   def batch(self, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
     """The batch of training step `step`, a pure function of it and the seed.
@@ -58,6 +69,8 @@ class RecurringSpans:
       must not count as wrong: it holds the span, or the sentence itself.
     """
     num_ict = round(self.ict_share * batch_size)
+    if num_ict == batch_size:
+      return self._inverse_cloze(self.ict.draw(step, batch_size=batch_size, seed=seed))
     queries = self.sentences.batch(step, batch_size=batch_size - num_ict, seed=seed, with_holders=1.0)
     rng = np.random.default_rng([seed, 17, step])
     numbers = examples.draw_holders(queries, 1, rng)[:, 0]
@@ -73,6 +86,13 @@ class RecurringSpans:
       own[:, 0] = drawn.numbers
       right = np.concatenate([right, own])
     allowed = ~examples.contains(right, numbers) | np.eye(batch_size, dtype=bool)
+    return {**packed, "allowed": allowed.astype(np.float32)}
+
+  def _inverse_cloze(self, drawn: IctDraw) -> dict[str, np.ndarray]:
+    """A batch without recurring spans."""
+    packed = self.ict.pack(drawn)
+    del packed["removed"]
+    allowed = (drawn.numbers[:, None] != drawn.numbers) | np.eye(len(drawn.numbers), dtype=bool)
     return {**packed, "allowed": allowed.astype(np.float32)}
 
   def _cropped(self, queries: MaskedQueries, rng: np.random.Generator) -> Ragged:

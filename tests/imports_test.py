@@ -51,7 +51,7 @@ ALLOWED = {
     "bm25": "characters passages retrieval",
     "settings": "artifacts devices errors examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
     "block_records": "artifacts checkpoints settings",
-    "recurring_spans": "errors examples passages tokenization models.retriever",
+    "recurring_spans": "errors examples holders passages tokenization models.retriever",
     "questions": "artifacts json_lines metrics ownership passages examples settings tokenization",
     "qa_examples": "answering examples index metrics passages progress questions models.span_reader",
     "prepare_questions": "artifacts input_files json_lines metrics ownership progress questions settings",

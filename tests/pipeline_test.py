@@ -54,7 +54,8 @@ def test_quickstart(tmp_path):
   run_dir = str(tmp_path / "run")
   first = run_pipeline(run_dir, TINY)
   assert len(stages_run(first)) == NUM_STAGES
-  said = "\n".join(line for line in first.stderr.splitlines() if "questions are longer than" not in line)
+  expected = ("questions are longer than", "is enough.")  # so small a reader learns nothing
+  said = "\n".join(line for line in first.stderr.splitlines() if not any(words in line for words in expected))
   for noise in ("Warning", "WARNING", "W0000", "Traceback"):
     assert noise not in said, first.stderr
   summary = summary_of(run_dir)
@@ -122,13 +123,16 @@ def test_own_corpus_without_questions(tmp_path):
   docs = tmp_path / "docs"
   docs.mkdir()
   for number in range(30):
+    lake = ("Orla", "Senta", "Vire", "Tam", "Ulm")[number % 5]
     row = {"title": f"Mill {number}", "text": f"Mill {number} was built by Anna Berg in {1800 + number}. "
-                                              f"It stands near Lake Orla and burned down in May {1900 + number}."}
+                                              f"It stands near Lake {lake} and burned down in May {1900 + number}."}
     (docs / f"{number:02d}.jsonl").write_text(json.dumps(row) + "\n")
   run_dir = str(tmp_path / "run")
-  settings = {**TINY, "corpus.knowledge": f"{docs}/*.jsonl", "mlm.steps": 0, "realm.steps": 10}
+  settings = {**TINY, "corpus.knowledge": f"{docs}/*.jsonl", "mlm.steps": 0, "realm.steps": 10, "ict.eval_every": 2,
+              **{f"recurring_spans.{name}": TINY[f"ict.{name}"] for name in ("steps", "batch_size", "log_every", "checkpoint_every")}}
   stages = stages_run(run_pipeline(run_dir, settings, config="own_corpus"))
-  assert [stage.split()[3].split(".")[1] for stage in stages] == ["make_passages", "annotate_spans", "pretrain_ict", "pretrain", "export"]
+  assert [stage.split()[3].split(".")[1] for stage in stages] == [
+      "make_passages", "annotate_spans", "pretrain_ict", "pretrain_spans", "pretrain", "export"]
   summary = summary_of(run_dir)
   assert not summary["exact_match"] and not summary["zero_shot_recall_at_5"] and not summary["answers"]
   assert artifacts.is_complete(os.path.join(run_dir, "realm", "indexes", "00000010"))

@@ -40,6 +40,16 @@ def parts(made):
   return table, tokenizer, settings.masked_sentences(made, made.spans, table, tokenizer)
 
 
+class Fixed:
+  """Stands in for an index: passages 0, 1, 2, .. for every query."""
+
+  num_rows = 64
+
+  def search(self, query_ids, num):
+    numbers = np.tile(np.arange(num, dtype=np.int32), (len(query_ids), 1))
+    return retrieval.Found(numbers, np.zeros(numbers.shape, np.float32))
+
+
 def of(made, **values):
   """The config with other values, which are dotted names with __ for dots."""
   config = made.copy_and_resolve_references()
@@ -112,7 +122,7 @@ def test_spans_of_other_passages_have_no_holders_here(made, parts, tmp_path):
   annotate_spans.run(part, str(tmp_path / "with"), knowledge=made.passages)
   apart, known = (settings.masked_sentences(made, str(tmp_path / name), table, tokenizer) for name in ("apart", "with"))
   assert (apart.batch(0, batch_size=16, seed=0).holders == examples.NULL_PASSAGE).all()
-  with pytest.raises(artifacts.UserError, match="was not annotated for these passages.*--knowledge=PASSAGES"):
+  with pytest.raises(artifacts.UserError, match="known for another corpus only.*--knowledge=PASSAGES"):
     apart.batch(0, batch_size=16, seed=0, with_holders=0.5)
   queries = known.batch(0, batch_size=16, seed=0, with_holders=1.0)
   for row in range(16):
@@ -223,6 +233,30 @@ def test_unread_passages_by_hand():
   np.testing.assert_array_equal(examples.unread_passages(queries, numbers), wanted)
 
 
+def test_a_corpus_where_no_span_recurs(made, tmp_path, capfd):
+  """The inverse cloze part of recurring spans goes on alone, and REALM without holders; both say so."""
+  config = of(made, passages=str(tmp_path / "P"), spans=str(tmp_path / "S"), knowledge_spans=str(tmp_path / "S"), realm__with_holders=0.5)
+  with open(tmp_path / "a.jsonl", "w") as file:
+    for n in range(24):
+      file.write(json.dumps({"title": f"House {n}", "text": f"They built the house by {1800 + n}. It stood on the hill."}) + "\n")
+  make_passages.run(str(tmp_path / "a.jsonl"), config.passages, vocab=made.passages, max_tokens=44)
+  annotate_spans.run(config.passages, config.spans)
+  table, tokenizer = passages.load(config.passages), settings.tokenizer(config.passages)
+  data = settings.masked_sentences(config, config.spans, table, tokenizer)
+  lengths = {"query_length": 24, "passage_length": 44}
+  with pytest.raises(artifacts.UserError, match="no span of .* Give more passages, or set recurring_spans.steps to 0"):
+    recurring_spans.RecurringSpans(data, table, tokenizer=tokenizer, **lengths)
+  ict = examples.IctExamples(table, tokenizer=tokenizer, **lengths)
+  spans = recurring_spans.RecurringSpans(data, table, tokenizer=tokenizer, ict=ict, ict_share=0.5, **lengths)
+  assert "WARNING: no span of" in capfd.readouterr().err
+  batch = spans.batch(0, batch_size=8, seed=0)
+  np.testing.assert_array_equal(batch["passage_ids"], ict.batch(0, batch_size=8, seed=0)["passage_ids"])
+  np.testing.assert_array_equal(batch["allowed"], np.ones([8, 8]))
+  batches = pretrain.Batches(config, table, tokenizer)
+  assert "REALM goes without holders" in capfd.readouterr().err
+  assert batches.realm(0, indexed=Fixed())["query_ids"].shape == (4, 24)
+
+
 # ------------------------------------------------------------------------------------------------------------- training
 
 
@@ -282,16 +316,6 @@ def test_recurring_spans_need_a_retriever_to_start_from(made, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------- REALM
-
-
-class Fixed:
-  """Stands in for an index: passages 0, 1, 2, .. for every query."""
-
-  num_rows = 64
-
-  def search(self, query_ids, num):
-    numbers = np.tile(np.arange(num, dtype=np.int32), (len(query_ids), 1))
-    return retrieval.Found(numbers, np.zeros(numbers.shape, np.float32))
 
 
 def test_given_holders_are_annealed_away_over_the_first_half(made, parts, monkeypatch):
