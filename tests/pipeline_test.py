@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 
+import absl
 import numpy as np
 import pytest
 
-from configs import quickstart, tagger, wikipedia_small
+from configs import own_corpus, quickstart, tagger, wikipedia_small
 from realm_tf import artifacts, pipeline, stages
 from tests.processes import REPOSITORY
 
@@ -169,6 +170,20 @@ def test_realm_starts_from_recurring_spans_where_the_config_says_so():
   assert "--config.realm.init=runs/quickstart/ict" in other.command and "runs/quickstart/ict" in other.inputs
   assert "--knowledge=runs/quickstart/passages" in found["pretraining spans"].command
   assert not any(part.startswith("--knowledge=") for part in found["spans"].command)
+
+
+def test_own_corpus_from_a_published_encoder(tmp_path):
+  """Its folder, or that of an installed package; the reader stays small and has the encoder's vocabulary."""
+  config = own_corpus.get_config(str(tmp_path))
+  assert config.encoder.preset == config.corpus.vocab == str(tmp_path) and config.ict.steps == 0
+  assert config.reader_encoder.preset == "" and config.reader_encoder.hidden_dim == 128
+  assert own_corpus.get_config("tests/conftest.py").encoder.preset.endswith("tests/conftest.py")
+  assert own_corpus.get_config("absl/flags").encoder.preset == os.path.join(os.path.dirname(absl.__file__), "flags")
+  assert own_corpus.get_config("no_such_package/model").encoder.preset == "no_such_package/model"
+  scratch = own_corpus.get_config()
+  assert scratch.encoder.preset == "" and scratch.ict.steps > 0
+  scratch.encoder.hidden_dim = 32
+  assert scratch.reader_encoder.hidden_dim == 32, "the same settings"
 
 
 def test_the_vocabulary_follows_the_encoder_and_not_the_other_way_round():

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
 from beam_jobs import annotate_spans, make_passages
 from realm_tf import (
@@ -366,9 +367,12 @@ def test_realm_with_every_switch(made, ict, tmp_path, capfd):
   """From recurring spans to REALM with holders, batch candidates and distillation, with the real refresh job; and what it says before it starts."""
   config = of(made, realm__init=made.ict.workdir, realm__holders=1, realm__with_holders=0.5, realm__batch_candidates=True,
               realm__retriever_loss="perplexity_distillation", warmup__holders=0.5, realm__batch_size=8)
+  config.reader_encoder = config_dict.ConfigDict({**config.encoder.to_dict(), "hidden_dim": 24})  # wider than the retriever's
   last = pretrain.pretrain(config, str(tmp_path))
   said = capfd.readouterr()
   row = progress.read_metrics(str(tmp_path))[-1]
   assert "held-out clozes" in said.out and "have their answer among the candidates; retrieval utility" in said.out
   assert "WARNING: the reader hardly uses what it reads; a utility of 0.2 nats is enough" in said.err
+  hidden_dim = {name: snapshots.model_config(last, name)["config"]["architecture"]["hidden_dim"] for name in ("retriever", "reader")}
+  assert hidden_dim == {"retriever": 16, "reader": 24}
   assert 0 <= row["held_out_recall_at_5"] <= 1 and 0 < row["unread_prior"] < 1 and row["distillation"] > 0 and artifacts.is_complete(last)
