@@ -432,6 +432,25 @@ def rows_of(queries: MaskedQueries, rows: np.ndarray) -> MaskedQueries:
   return MaskedQueries(ids, **rest)
 
 
+def crop_queries(
+  queries: MaskedQueries, num_words: Sequence[int], *, tokenizer: Tokenizer, rng: np.random.Generator
+) -> MaskedQueries:
+  """Masked queries cut to random runs of words around their masks, about as long as questions are.
+
+  Args:
+    num_words: fewest and most words; a masked span counts as one.
+  """
+  ids, positions = [], queries.mask_positions.copy()
+  for row, used in enumerate(queries.target_mask > 0):
+    pieces, at = queries.ids[row], positions[row, used] - 1  # without [CLS]
+    begins = ~tokenizer.continues[pieces]
+    begins[at[1:]] = False
+    part = crop(begins, num_words, rng, keep=(at[0], at[-1] + 1))
+    ids.append(pieces[part])
+    positions[row, used] -= part.start
+  return dataclasses.replace(queries, ids=Ragged.of(ids, np.int32), mask_positions=positions)
+
+
 def holds_targets(batch: Mapping[str, np.ndarray], row: int, *, tokenizer: Tokenizer) -> bool:
   """Whether one of a query's candidates, as it is read, holds the masked word pieces as whole words.
 

@@ -89,6 +89,8 @@ class Batches:
         step, batch_size=section.batch_size, seed=seed, by_passage=section.sampling == "passages",
         with_holders=section.with_holders)
     rng = np.random.default_rng([seed, 29, step])
+    if section.query_words:
+      queries = examples.crop_queries(queries, section.query_words, tokenizer=self.tokenizer, rng=rng)
     given = examples.draw_holders(queries, section.holders, rng)
     share = max(0.0, 1 - 2 * step / max(section.steps, 1))
     given = np.where(rng.random(given.shape) < share, given, examples.NULL_PASSAGE)

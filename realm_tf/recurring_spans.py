@@ -14,7 +14,7 @@ from realm_tf.errors import UserError
 from realm_tf.examples import NULL_PASSAGE, IctDraw, IctExamples, MaskedQueries, MaskedSentences
 from realm_tf.holders import MAX_HOLDERS
 from realm_tf.models.retriever import Retriever
-from realm_tf.passages import PassageTable, Ragged
+from realm_tf.passages import PassageTable
 from realm_tf.tokenization import Tokenizer
 
 _MOST_PASSAGES = 5000  # that held-out sentences are searched among
@@ -74,8 +74,9 @@ class RecurringSpans:
     queries = self.sentences.batch(step, batch_size=batch_size - num_ict, seed=seed, with_holders=1.0)
     rng = np.random.default_rng([seed, 17, step])
     numbers = examples.draw_holders(queries, 1, rng)[:, 0]
-    ids = queries.ids if not self.query_words else self._cropped(queries, rng)
-    packed = self._pack(ids, numbers)
+    if self.query_words:
+      queries = examples.crop_queries(queries, self.query_words, tokenizer=self.tokenizer, rng=rng)
+    packed = self._pack(queries, numbers)
     right = np.concatenate([queries.own_passages, queries.holders], axis=1)  # [B, R]
     if num_ict:
       drawn = self.ict.draw(step, batch_size=num_ict, seed=seed)
@@ -95,20 +96,11 @@ class RecurringSpans:
     allowed = (drawn.numbers[:, None] != drawn.numbers) | np.eye(len(drawn.numbers), dtype=bool)
     return {**packed, "allowed": allowed.astype(np.float32)}
 
-  def _cropped(self, queries: MaskedQueries, rng: np.random.Generator) -> Ragged:
-    rows = []
-    for row in range(len(queries.ids)):
-      ids, at = queries.ids[row], queries.mask_positions[row][queries.target_mask[row] > 0] - 1  # without [CLS]
-      begins = ~self.tokenizer.continues[ids]
-      begins[at[1:]] = False  # the masked words count as one
-      rows.append(ids[examples.crop(begins, self.query_words, rng, keep=(at[0], at[-1] + 1))])
-    return Ragged.of(rows, np.int32)
-
-  def _pack(self, ids: Ragged, numbers: np.ndarray) -> dict[str, np.ndarray]:
+  def _pack(self, queries: MaskedQueries, numbers: np.ndarray) -> dict[str, np.ndarray]:
     titles, texts = examples.gather_passages(self.table, numbers)
     packed = examples.pack_passages(
       titles, texts, tokenizer=self.tokenizer, length=self.passage_length, title_length=self.title_length)
-    query_ids = examples.pack_queries(ids.tensor(), tokenizer=self.tokenizer, length=self.query_length)
+    query_ids = examples.pack_queries(queries.ids.tensor(), tokenizer=self.tokenizer, length=self.query_length)
     return {
       "query_ids": query_ids.numpy(),
       "passage_ids": packed.token_ids.numpy(),

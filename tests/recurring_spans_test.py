@@ -199,6 +199,17 @@ def test_queries_may_be_runs_of_words_around_the_mask(made, parts):
       assert words <= 5 and (words >= 3 or len(run) == len(whole)), tokenizer.spell(run)
 
 
+def test_cropped_queries_keep_their_masks(parts):
+  _, tokenizer, data = parts
+  queries = data.batch(1, batch_size=32, seed=0)
+  cut = examples.crop_queries(queries, (1, 4), tokenizer=tokenizer, rng=np.random.default_rng(0))
+  for row, used in enumerate(cut.target_mask > 0):
+    assert (cut.ids[row][cut.mask_positions[row, used] - 1] == tokenizer.mask_id).all(), "positions point at the mask"
+    assert (cut.ids[row] == tokenizer.mask_id).sum() == used.sum() and (cut.mask_positions[row, ~used] == 0).all()
+  assert sum(map(len, cut.ids)) < sum(map(len, queries.ids)) / 2
+  np.testing.assert_array_equal(cut.targets, queries.targets)
+
+
 @pytest.mark.parametrize("begins, words, keep, wanted", [
     ([1, 1, 1, 1], (2, 2), (0, 0), {(0, 2), (1, 3), (2, 4)}),
     ([1, 0, 1, 1], (1, 1), (0, 0), {(0, 2), (2, 3), (3, 4)}),  # the first word is two word pieces
