@@ -122,7 +122,7 @@ def get_config():
       workdir=run + "/finetune",
       retrieval="dense",  # or a baseline: "bm25", "none" (closed book)
       retriever=run + "/realm",  # snapshots/ and indexes/ to start from
-      reader=run + "/realm",  # snapshots/ whose reader's encoder the span reader starts from
+      reader=run + "/realm",  # snapshots/ whose reader's encoder the span reader starts from; "": from `encoder`
       questions=run + "/corpus/questions.train.jsonl",
       dev_questions="",  # the snapshot that answers most of them is published; "": the last one
       eval_every=50,  # steps between two looks at how many it answers; a multiple of log_every

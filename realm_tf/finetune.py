@@ -269,14 +269,21 @@ def _train(config, workdir: str, model: OpenQaModel, data: Callable[[int], QaExa
 
 
 def new_span_reader(config, tokenizer) -> span_reader.SpanReader:
-  """A span reader whose encoder is the pre-trained masked reader's."""
+  """A span reader whose encoder is that of `config.finetune.reader`, or of `config.encoder` where that is empty."""
+  section = config.finetune
+  sizes = dict(
+      query_length=config.retriever.query_length, length=section.reader_length, max_span=section.max_span, span_dim=section.span_dim)
+  if not section.reader:
+    architecture, published_bert = settings.new_encoder(config.encoder, tokenizer, section.reader_length)
+    with settings.scope(config):
+      reader = span_reader.SpanReader(architecture=architecture, **sizes)
+    settings.start_encoder(reader.encoder, published_bert, config.encoder.init_std)
+    return reader
   snapshot = snapshots.newest(config.finetune.reader, advice="run realm_tf.pretrain first.")
   examples.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   masked = snapshots.load_model(snapshot, "reader")
   with settings.scope(config):
-    reader = span_reader.SpanReader(
-        architecture=masked.get_config()["architecture"], query_length=config.retriever.query_length,
-        length=config.finetune.reader_length, max_span=config.finetune.max_span, span_dim=config.finetune.span_dim)
+    reader = span_reader.SpanReader(architecture=masked.get_config()["architecture"], **sizes)
   reader.encoder.set_weights(masked.encoder.get_weights())
   return reader
 

@@ -226,18 +226,19 @@ def zero_shot_scores(config, kind: str, name: str) -> str:
 def _systems(config, config_path: str, overrides: Mapping[str, object]) -> list[Stage]:
   """The systems that the config names, fine-tuned and evaluated; nothing without questions."""
   realm_ = config.realm.workdir
+  reader, before = (realm_, os.path.join(realm_, "warmup")) if config.finetune.reader else ("", "")
   starts = {  # system -> what differs in config.finetune
       "closed_book": {"retrieval": "none", "reader": realm_},
-      "bm25": {"retrieval": "bm25", "reader": realm_},
-      start_of_realm(config): {"retrieval": "dense", "retriever": config.realm.init, "reader": os.path.join(realm_, "warmup")},
-      "realm": {"retrieval": "dense", "retriever": realm_, "reader": realm_}}
+      "bm25": {"retrieval": "bm25", "reader": reader},
+      start_of_realm(config): {"retrieval": "dense", "retriever": config.realm.init, "reader": before},
+      "realm": {"retrieval": "dense", "retriever": realm_, "reader": reader}}
   found = []
   for system in config.evaluate.systems if config.finetune.questions else ():
     if system not in starts:
       raise ConfigError(f"evaluate.systems names {system!r}; wanted some of {', '.join(starts)}.")
     start = {"retriever": realm_, **starts[system]}
     found += fine_tuning(config, config_path, overrides, name=system, differs=starts[system],
-                         inputs=sorted({start["retriever"], start["reader"]}))
+                         inputs=[*sorted({start["retriever"], start["reader"]} - {""}), *(() if reader else _preset(config))])
   return found
 
 
@@ -257,7 +258,7 @@ def fine_tuning(config, config_path: str, overrides: Mapping[str, object], *, na
       differs={f"finetune.{key}": value for key, value in differs.items()},
       inputs=(config.passages, config.finetune.questions, *dev, *inputs),
       outputs=(_snapshot(workdir, config.finetune.steps),),
-      sections=("seed", "optimizer", "retriever", "finetune"))]
+      sections=("seed", "optimizer", "encoder", "retriever", "finetune"))]
   if config.evaluate.questions:
     output = predictions(config, name)
     found.append(Stage(

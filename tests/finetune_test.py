@@ -76,6 +76,13 @@ def test_span_reader_starts_from_the_masked_reader(toy):
     np.testing.assert_array_equal(got, wanted)
 
 
+def test_span_reader_starts_from_the_encoder_where_no_reader_is_named(toy):
+  config = toy.config(finetune__reader="", encoder__num_layers=2, encoder__init_std=0.2)
+  reader = finetune.new_span_reader(config, Tokenizer(config.passages))
+  assert reader.get_config()["architecture"]["num_layers"] == 2
+  assert 0.15 < np.std(reader.encoder.token_embedding.embeddings) < 0.22, "fresh weights of encoder.init_std"
+
+
 class Constant:
   """Stands in for a tower of two weights that are always set together; both setting and embedding take their time."""
 

@@ -169,6 +169,9 @@ def test_realm_starts_from_recurring_spans_where_the_config_says_so():
   other = stages.realm(config, "c.py", {}, name="from ict", workdir="W", differs={"realm.init": config.ict.workdir})
   assert "--config.realm.init=runs/quickstart/ict" in other.command and "runs/quickstart/ict" in other.inputs
   assert "--knowledge=runs/quickstart/passages" in found["pretraining spans"].command
+  config.finetune.reader, config.encoder.preset = "", os.path.dirname(__file__)
+  found = {stage.name: stage for stage in stages.stages(config, config_path="c.py", overrides={})}
+  assert "--config.finetune.reader=" in found["finetune realm"].command and config.encoder.preset in found["finetune realm"].inputs
   assert not any(part.startswith("--knowledge=") for part in found["spans"].command)
 
 
