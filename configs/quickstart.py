@@ -57,7 +57,9 @@ def get_config():
       pooling="mean",  # over word pieces; "cls": the pooled [CLS] output, as published
       shared=True,  # one tower for queries and passages
       dropout=0.0, scale=1.0)
-  c.reader = dict(length=64, max_masks=5)
+  c.reader = dict(
+      length=64, max_masks=5,
+      copies=False)  # word pieces may be copied from the passage; not the paper's, but a small reader soon learns to read with it
 
   c.masking = "salient"  # what is masked: one salient span, or the paper's baselines "random_span" (SpanBERT), "uniform" (BERT)
 

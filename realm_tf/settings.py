@@ -65,7 +65,10 @@ def new_masked_reader(config, tokenizer: Tokenizer, *, warm_start: bool = True) 
   with scope(config):
     reader = MaskedReader(architecture=architecture, query_length=config.retriever.query_length, **config.reader)
   if warm := (warm_start and _warm_reader(config, tokenizer)) or published_bert:
-    reader.set_weights(warm.get_weights())
+    reader.encoder.set_weights(warm.encoder.get_weights())
+    reader.head.set_weights(warm.head.get_weights())
+    if reader.pointer is not None and warm.pointer is not None:
+      reader.pointer.set_weights(warm.pointer.get_weights())
   else:
     start_encoder(reader.encoder, None, section.init_std)
   return reader

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from realm_tf import devices, losses
-from realm_tf.models.masked_reader import MaskedReader, target_log_probs
+from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 
 MARGINAL, DISTILLATION = "marginal", "perplexity_distillation"
@@ -69,10 +69,13 @@ class RealmModel(keras.Model):
     reader_ids = inputs["reader_ids"]
     num, count = reader_ids.shape[1], ops.shape(reader_ids)[0]
     flat = lambda x: ops.reshape(x, (-1, x.shape[-1]))  # [B, C, L] → [B * C, L]
-    logits = self.reader({
-        "token_ids": flat(reader_ids), "segment_ids": flat(inputs["reader_segments"]),
-        "mask_positions": ops.repeat(inputs["mask_positions"], num, axis=0)}, training=training)  # [B * C, M, V]
-    token_log_probs = target_log_probs(logits, ops.repeat(inputs["targets"], num, axis=0))
+    packed = {
+      "token_ids": flat(reader_ids),
+      "segment_ids": flat(inputs["reader_segments"]),
+      "mask_positions": ops.repeat(inputs["mask_positions"], num, axis=0),
+    }
+    token_log_probs = self.reader.log_likelihoods(
+      packed, ops.repeat(inputs["targets"], num, axis=0), training=training)  # [B * C, M]
     token_log_probs = ops.reshape(token_log_probs, (count, num, -1))  # [B, C, M]
     if self.retriever is None:
       return {"scores": ops.zeros((count, num)), "token_log_probs": token_log_probs}
