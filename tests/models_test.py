@@ -157,6 +157,39 @@ def test_masked_reader():
   close(masked_reader.target_log_probs(logits, targets), by_hand, "log p of the targets", tolerance=1e-4)
 
 
+def test_a_reader_that_copies_mixes_the_vocabulary_with_the_passage():
+  """Probabilities by hand, one masked word piece at a time; without a passage all of it is the vocabulary's."""
+  reader = randomize(MaskedReader(architecture=ARCHITECTURE, query_length=8, length=20, max_masks=3, copies=True))
+  plain = make_masked_reader()
+  plain.encoder.set_weights(reader.encoder.get_weights()), plain.head.set_weights(reader.head.get_weights())
+  ids, segments = packed(4, 20)
+  ids[3, 6:], segments[3] = 0, 0  # a null passage: its [SEP] alone
+  ids[3, 5:7], segments[3, 6] = 3, 1
+  positions, targets = RNG(1).integers(0, 5, [4, 3]).astype(np.int32), RNG(2).integers(0, VOCABULARY, [4, 3]).astype(np.int32)
+  targets[0, 0] = ids[0, segments[0] > 0][0]  # certainly in the passage
+  inputs = {"token_ids": ids, "segment_ids": segments, "mask_positions": positions}
+  hidden = outputs_of(reader.encoder, ids, segments)["sequence_output"]
+  written = np.array(plain(inputs), np.float64)
+  written = np.exp(written) / np.exp(written).sum(-1, keepdims=True)
+  dense = lambda layer, x: x @ np.float64(layer.kernel) + np.float64(layer.bias)
+  wanted = np.zeros([4, 3, VOCABULARY])
+  for n in range(4):
+    text = np.flatnonzero(segments[n])[:-1]  # without the last [SEP]
+    for m in range(3):
+      masked = hidden[n, positions[n, m]]
+      copy = 1 / (1 + np.exp(-dense(reader.pointer.gate, masked)[0])) if len(text) else 0.0
+      scores = np.array([dense(reader.pointer.queries, masked) @ dense(reader.pointer.keys, hidden[n, at]) / 4 for at in text])
+      wanted[n, m] = (1 - copy) * written[n, m]
+      for at, weight in zip(text, np.exp(scores) / np.exp(scores).sum()):
+        wanted[n, m, ids[n, at]] += copy * weight
+  np.testing.assert_allclose(wanted.sum(-1), 1)
+  np.testing.assert_allclose(np.exp(np.array(reader(inputs), np.float64)), wanted, atol=1e-5)
+  got = np.exp(np.array(reader.log_likelihoods(inputs, targets), np.float64))
+  np.testing.assert_allclose(got, np.take_along_axis(wanted, targets[..., None], 2)[..., 0], atol=1e-5)
+  np.testing.assert_allclose(wanted[3], written[3], err_msg="without a passage")
+  assert np.abs(wanted[:3] - written[:3]).max() > 0.1
+
+
 def test_masked_reader_reads_the_passage():
   reader = make_masked_reader()
   ids, segments = packed(1, 20)
@@ -300,8 +333,9 @@ def bert_by_hand(tensors: dict[str, np.ndarray], ids: np.ndarray, segments: np.n
 
 
 def config_with(preset: str, *, passage_length: int = 20, reader_length: int = 20) -> config_dict.ConfigDict:
+  encoder_section = dict(preset=preset, dropout=0.0, init_std=0.1)
   return config_dict.ConfigDict(dict(
-      encoder=dict(preset=preset, dropout=0.0, init_std=0.1), mlm=dict(steps=0), ict=dict(from_mlm=True),
+      encoder=encoder_section, reader_encoder=encoder_section, mlm=dict(steps=0), ict=dict(from_mlm=True),
       num_devices=1, mixed_precision=False,
       retriever=dict(projection_dim=8, query_length=12, passage_length=passage_length), reader=dict(length=reader_length, max_masks=3)))
 

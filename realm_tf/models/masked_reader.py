@@ -59,6 +59,7 @@ class MaskedReader(keras.Model):
 
   def log_likelihoods(self, inputs, targets, training: bool = False):
     """log p of word pieces at the masked positions: targets [N, M] int32 → [N, M] float32; `inputs` as for a call."""
+    inputs, targets = keras.tree.map_structure(ops.convert_to_tensor, (inputs, targets))
     logits, copying = self._read(inputs, training)
     found = target_log_probs(logits, targets)
     if copying is None:
