@@ -46,6 +46,9 @@ def export(workdir: str, output: str) -> list[str]:
   if retriever and retriever.pooling != "cls":
     print(f"export_checkpoint: no embedder, scorer or openqa: the retriever pools by {retriever.pooling!r}, transformers by 'cls' only.")
     retriever = None
+  if isinstance(reader, MaskedReader) and reader.pointer is not None:
+    print("export_checkpoint: no encoder: the reader copies from the passage, which transformers' cannot.")
+    reader = None
 
   pad_row = info.get("pad_row", 0)  # where the imported vocabulary had [PAD]
 
