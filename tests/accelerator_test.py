@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -14,8 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from benchmarks.accelerator import batches, packing
-from benchmarks.accelerator.packed import NONE, Packed, firsts
+from benchmarks.accelerator import batches, drawing, experiment, packing
+from benchmarks.accelerator.packed import HALVES, NONE, Packed, firsts
 from realm_tf import artifacts, examples, metrics, passages, settings
 from realm_tf.holders import MAX_HOLDERS
 from realm_tf.models import encoder
@@ -224,7 +225,8 @@ def test_ict_takes_the_sentence_out_of_its_passage(corpus, layout, table, tokeni
   got = compiled(batches.without_sentence, layout=layout)(
     corpus, jnp.asarray(sentences), jnp.asarray(removed)
   )
-  queries, _ = compiled(batches.sentence_queries, layout=layout)(corpus, jnp.asarray(sentences))
+  runs = batches.whole(corpus, jnp.asarray(sentences))
+  queries, _ = compiled(batches.queries, layout=layout)(corpus, runs)
   texts, cut, numbers = [], [], np.asarray(corpus.sentence_passage)[sentences]
   starts, sizes = np.asarray(corpus.sentence_at), np.asarray(corpus.sentence_size)
   for sentence, number, remove in zip(sentences, numbers, removed, strict=True):
@@ -243,13 +245,52 @@ def test_ict_takes_the_sentence_out_of_its_passage(corpus, layout, table, tokeni
       passages.Ragged.of(cut, np.int32).tensor(), tokenizer=tokenizer, length=QUERY
     ),
   )
-  inputs, allowed = compiled(batches.ict, num=8, layout=layout)(corpus, jax.random.key(0))
-  assert inputs["query_ids"].shape == (8, QUERY) and (np.diag(allowed) == 1).all()
+  inputs = compiled(drawing.ict, num=8, layout=layout)(corpus, jax.random.key(0))
+  assert inputs["query_ids"].shape == (8, QUERY) and (np.diag(inputs["allowed"]) == 1).all()
 
 
-def test_realm_inputs_are_those_of_the_trainers(corpus, layout, data, table, tokenizer):
-  spans = jnp.arange(0, len(corpus.span_at), 5)
-  drawn = compiled(batches.clozes, layout=layout)(corpus, spans)
+class Chances:
+  """Draws sizes and places of runs for `realm_tf.examples` as the device draws them."""
+
+  def __init__(self, key, num: int):
+    self._left = itertools.chain(*np.asarray(jax.random.uniform(key, [2, num])).T)
+
+  def integers(self, low: int, high: int, *, endpoint: bool) -> int:
+    assert endpoint
+    return low + int(next(self._left) * np.float32(high - low + 1))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_runs_of_words_are_those_of_the_trainers(corpus, data, table, tokenizer, keep):
+  np.testing.assert_array_equal(data.continues, tokenizer.continues)
+  assert tokenizer.continues[data.text_ids].any(), "words of several word pieces"
+  if keep:
+    at, width = np.asarray(corpus.span_at), np.asarray(corpus.span_size)
+    sentences = np.asarray(corpus.cloze_sentence)[np.asarray(corpus.span_cloze)]
+  else:
+    at = width = np.zeros_like(sentences := np.arange(len(corpus.sentence_at)))
+  key, sentence = jax.random.key(3), batches.whole(corpus, jnp.asarray(sentences))
+  got = compiled(batches.crop, num_words=(2, 6))(
+    corpus, key, sentence, keep=(jnp.asarray(at), jnp.asarray(width)) if keep else None
+  )
+  rng, cut = Chances(key, len(sentences)), 0
+  for row, number in enumerate(np.asarray(sentence.passage)):
+    ids = _sentence(data, sentences[row], number)
+    begins = ~tokenizer.continues[ids]
+    begins[at[row] + 1 : at[row] + width[row]] = False  # a span is one word
+    wanted = examples.crop(begins, (2, 6), rng, keep=(at[row], at[row] + width[row]))
+    start = int(got.at[row] - sentence.at[row])
+    assert slice(start, start + int(got.size[row])) == wanted, f"row {row}"
+    cut += len(ids) - int(got.size[row])
+  assert cut > len(sentences)
+
+
+@pytest.mark.parametrize("query_words", [(), (2, 6)])
+def test_realm_inputs_are_those_of_the_trainers(
+  corpus, layout, data, table, tokenizer, query_words
+):
+  spans, key = jnp.arange(0, len(corpus.span_at), 5), jax.random.key(4)
+  drawn = compiled(batches.clozes, layout=layout, query_words=query_words)(corpus, spans, key=key)
   numbers = np.stack(
     [np.full(len(spans), len(table)), np.arange(len(spans)) % len(table), np.asarray(drawn.own)],
     axis=1,
@@ -264,6 +305,9 @@ def test_realm_inputs_are_those_of_the_trainers(corpus, layout, data, table, tok
   queries = examples.mask_spans(
     ids, starts, ends, np.asarray(drawn.own), tokenizer=tokenizer, max_masks=MASKS
   )
+  if query_words:
+    rng = Chances(key, len(spans))
+    queries = examples.crop_queries(queries, query_words, tokenizer=tokenizer, rng=rng)
   packed = examples.pack_queries(queries.ids.tensor(), tokenizer=tokenizer, length=QUERY).numpy()
   wanted = examples.realm_batch(
     queries,
@@ -281,10 +325,10 @@ def test_realm_inputs_are_those_of_the_trainers(corpus, layout, data, table, tok
 
 
 def test_candidates_are_the_best_without_the_own_passage_and_with_holders(corpus, layout, table):
-  spans = compiled(batches.draw_spans, num=12, asked=8)(corpus, jax.random.key(0))
+  spans = compiled(drawing.draw_spans, num=12, asked=8)(corpus, jax.random.key(0))
   drawn = compiled(batches.clozes, layout=layout)(corpus, spans)
   candidates, held = (
-    compiled(batches.candidates, num=6, holders=2),
+    compiled(drawing.candidates, num=6, holders=2),
     np.asarray(corpus.holders)[np.asarray(drawn.phrase)],
   )
   assert (np.asarray(drawn.phrase)[:8] != NONE).all()
@@ -310,21 +354,74 @@ def test_candidates_are_the_best_without_the_own_passage_and_with_holders(corpus
       )
 
 
-def test_recurring_spans_gives_a_holder_and_leaves_the_others_out(corpus, layout):
-  inputs, allowed = compiled(batches.recurring_spans, num=16, layout=layout)(
-    corpus, jax.random.key(0)
-  )
-  key = jax.random.split(jax.random.key(0))
-  spans = compiled(batches.draw_spans, num=16, asked=16)(corpus, key[0])
+def test_unread_candidates_are_those_of_the_trainers(corpus, layout, data, table):
+  spans = compiled(drawing.draw_spans, num=12, asked=8)(corpus, jax.random.key(1))
   drawn = compiled(batches.clozes, layout=layout)(corpus, spans)
-  numbers = np.asarray(compiled(batches.draw_holders, num=1)(corpus, key[1], drawn))[:, 0]
-  np.testing.assert_array_equal(inputs["passage_ids"], np.asarray(corpus.rows)[numbers])
-  for row, phrase in enumerate(np.asarray(drawn.phrase)):
-    held = set(np.asarray(corpus.holders)[phrase].tolist())
-    assert numbers[row] in held and numbers[row] != drawn.own[row]
-    np.testing.assert_array_equal(
-      allowed[row] == 0, [other != row and n in held for other, n in enumerate(numbers)]
-    )
+  null, phrases = len(table), np.asarray(drawn.phrase)
+  numbers = np.random.default_rng(0).integers(len(table), size=[12, 5])
+  held = np.asarray(corpus.holders)[phrases]
+  numbers[:, 0], numbers[:, 4] = null, held[np.arange(12)[::-1], 0]  # other rows' holders, too
+  got = compiled(drawing.unread)(corpus, drawn, jnp.asarray(numbers))
+  queries = _queries(drawn, np.where(phrases[:, None] == NONE, examples.NULL_PASSAGE, held))
+  known = np.where(numbers == null, examples.NULL_PASSAGE, numbers)
+  wanted = examples.unread_passages(queries, known)
+  np.testing.assert_array_equal(got, wanted)
+  assert 0 < wanted.mean() < 0.7 and len(np.unique(wanted, axis=0)) > 6
+
+
+def _queries(drawn: batches.Clozes, held: np.ndarray) -> examples.MaskedQueries:
+  """The trainers' form of clozes, as far as `unread_passages` reads it."""
+  nothing = np.zeros([len(held), MASKS])
+  return examples.MaskedQueries(
+    passages.Ragged.of([[]] * len(held), np.int32),
+    nothing,
+    nothing,
+    nothing,
+    np.asarray(drawn.own)[:, None],
+    held,
+  )
+
+
+def test_mixed_spans_gives_holders_and_own_passages_and_leaves_the_right_ones_out(
+  corpus, layout, tokenizer
+):
+  mixed = functools.partial(drawing.mixed_spans, num=16, layout=layout, query_words=(2, 6))
+  keys = jax.random.split(jax.random.key(0), 6)
+  spans = compiled(drawing.draw_spans, num=12, asked=12)(corpus, keys[0])
+  drawn = compiled(batches.clozes, layout=layout, query_words=(2, 6))(corpus, spans, key=keys[1])
+  got = compiled(mixed, ict_share=0.25)(corpus, jax.random.key(0))
+  rows = {row.tobytes(): number for number, row in enumerate(np.asarray(corpus.rows))}
+  numbers = np.array([rows[ids.tobytes()] for ids in np.asarray(got["passage_ids"], np.uint16)])
+  own = np.append(drawn.own, numbers[12:])
+  held = np.full([16, corpus.holders.shape[1]], NONE)
+  held[:12] = np.asarray(corpus.holders)[np.asarray(drawn.phrase)]
+  np.testing.assert_array_equal(got["query_ids"][:12], drawn.query_ids)
+  for row in range(16):
+    if row < 12:
+      assert numbers[row] in held[row] and numbers[row] != own[row], "another holder"
+    else:
+      ids = np.asarray(got["query_ids"][row])
+      run = ids[1 : list(ids).index(tokenizer.sep_id)]
+      text = np.asarray(got["passage_ids"][row])[np.asarray(got["passage_segments"][row]) == 1]
+      windows = np.lib.stride_tricks.sliding_window_view(text, len(run))
+      assert (windows == run).all(axis=1).any(), "a piece of its own, intact passage"
+      assert (~tokenizer.continues[run]).sum() <= 6
+  right = np.concatenate([own[:, None], held], axis=1)
+  wanted = ~examples.contains(right, numbers) | np.eye(16, dtype=bool)
+  np.testing.assert_array_equal(got["allowed"], wanted)
+  assert not wanted.all(), "some rows share a passage"
+
+
+def test_mrr_is_the_mean_of_one_by_rank(data):
+  found = np.full([len(data.question_sets), 20], NONE)
+  answers = firsts(data.answer_counts)[data.question_answers]
+  found[:, 3] = data.answer_passages[answers]  # each question's first answer at rank 4
+  found[0, 3] = NONE
+  for name, got in experiment.score(data, found).items():
+    rows = data.question_halves == HALVES.index(name.split("/")[1])
+    share = 1 - rows[0] / rows.sum()
+    assert (got["answer@1"], got["answer@5"]) == (0, round(100 * share, 2)), name
+    assert got["answer_mrr"] == round(25 * share, 2), name
 
 
 # --------------------------------------------------------------------------------------------------
@@ -384,9 +481,11 @@ def test_all_stages_run_without_tensorflow(published, tmp_path):
     f"max_masks={MASKS}",
     "candidates=4",
     "refresh_every=2",
+    "query_words=2,6",
+    "realm_query_words=",
     "embed_chunk=16",
   ]
-  steps = {"ict": 3, "spans": 3, "warmup": 3, "realm": 4, "realm_from_ict": 0}
+  steps = {"ict": 3, "spans": 3, "warmup": 3, "realm": 4, "realm_distilled": 3}
   changes = [f"sizes.{size}" for size in sizes] + [
     f"published.{stage}.{name}={value}"
     for stage, num in steps.items()
@@ -404,12 +503,13 @@ def test_all_stages_run_without_tensorflow(published, tmp_path):
   rows = {(row["start"], row["stage"]): row for row in results["rows"]}
   assert list(rows) == [
     ("bm25", "start"),
-    *(("published", stage) for stage in ("start", "ict", "spans", "warmup", "realm")),
+    *(("published", stage) for stage in ("start", *steps)),
   ]
-  for stage in ("ict", "spans", "warmup", "realm"):
+  assert results["sizes"]["query_words"] == [2, 6] and results["sizes"]["realm_query_words"] == []
+  for stage, num in steps.items():
     row = rows["published", stage]
     assert (
-      row["steps"] == steps[stage]
+      row["steps"] == num
       and row["examples_per_sec"] > 0
       and np.isfinite(row["metrics"]["loss"]).all()
     ), row
@@ -417,8 +517,10 @@ def test_all_stages_run_without_tensorflow(published, tmp_path):
   assert rows["published", "realm"]["metrics"].keys() >= {
     "retrieval_utility",
     "null_prior",
+    "unread_prior",
     "holder_retrieved",
   }
+  assert np.isfinite(rows["published", "realm_distilled"]["metrics"]["distillation"]).all()
   recall = rows["published", "spans"]["recall"]
   assert sum(part["questions"] for part in recall.values()) == len(published.question_sets) and set(
     recall

@@ -149,10 +149,12 @@ def change(setting: str, plans: dict, sizes) -> None:
   if target is None or not hasattr(target, name):
     stages = ", ".join(f"{start}.{stage}" for start, plan in plans.items() for stage in plan)
     sys.exit(f"--set={setting}: no such setting; wanted NAME=VALUE of sizes or of {stages}.")
+  kind = type(getattr(target, name))
   try:
-    setattr(target, name, type(getattr(target, name))(text))
+    parts = [int(part) for part in text.split(",") if part] if kind is tuple else text
+    setattr(target, name, kind(parts))
   except ValueError:
-    sys.exit(f"--set={setting}: {text!r} is not {type(getattr(target, name)).__name__}.")
+    sys.exit(f"--set={setting}: {text!r} is not {kind.__name__}.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Batches, drawn and packed on the device from arrays that are put there once.
+"""Batches, packed on the device from arrays that are put there once.
 
 The packing is that of `realm_tf.examples` (tests compare them), on rows of fixed length.
-N passages, S sentences, C clozes, X spans, P phrases; B rows of a batch, K candidates.
+V word pieces, N passages, S sentences, C clozes, X spans, P phrases; B rows of a batch,
+K candidates.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -33,7 +35,8 @@ class Corpus(NamedTuple):
   Attributes:
     rows: [N + 1, Lp] uint16 packed passages.
     text_at, text_size: [N + 1] where a row's text begins, and its word pieces.
-    several: passages of more than one sentence.
+    continues: [V] 1 for word pieces that go on inside a word.
+    some, several: passages of a sentence or more, and of more than one.
     first_sentence, num_sentences: [N].
     sentence_passage, sentence_at, sentence_size: [S]; from the text's begin.
     cloze_sentence, first_span, num_spans: [C].
@@ -46,6 +49,8 @@ class Corpus(NamedTuple):
   rows: jax.Array
   text_at: jax.Array
   text_size: jax.Array
+  continues: jax.Array
+  some: jax.Array
   several: jax.Array
   first_sentence: jax.Array
   num_sentences: jax.Array
@@ -91,6 +96,8 @@ def put(data: Packed, layout: Layout) -> Corpus:
     rows=rows.astype(np.uint16),
     text_at=text_at,
     text_size=text_size,
+    continues=data.continues,
+    some=np.flatnonzero(data.sentence_counts > 0),
     several=np.flatnonzero(data.sentence_counts > 1),
     first_sentence=firsts(data.sentence_counts)[:-1],
     num_sentences=data.sentence_counts,
@@ -161,21 +168,82 @@ def without_sentence(corpus: Corpus, sentences, removed, layout: Layout) -> dict
   return {"passage_ids": ids, "passage_segments": ((at >= text_at) & (at <= end)).astype(jnp.int32)}
 
 
-def sentence_queries(corpus: Corpus, sentences, layout: Layout):
-  """Sentences as packed queries [B, Lq], and their word pieces within them [B]."""
-  numbers = corpus.sentence_passage[sentences]
-  size = jnp.minimum(corpus.sentence_size[sentences], layout.query - 2)
-  at = jnp.arange(layout.query)[None]
-  source = jnp.clip(
-    (corpus.text_at[numbers] + corpus.sentence_at[sentences])[:, None] + at - 1,
-    0,
-    layout.passage - 1,
+class Runs(NamedTuple):
+  """Word pieces of passages' texts.
+
+  Attributes:
+    passage: [B] the passage.
+    at, size: [B] the first of its text's word pieces, and how many.
+  """
+
+  passage: jax.Array
+  at: jax.Array
+  size: jax.Array
+
+
+def whole(corpus: Corpus, sentences) -> Runs:
+  """Sentences [B]."""
+  return Runs(
+    corpus.sentence_passage[sentences],
+    corpus.sentence_at[sentences],
+    corpus.sentence_size[sentences],
   )
-  ids = jnp.take_along_axis(corpus.rows[numbers].astype(jnp.int32), source, axis=1)
+
+
+def crop(corpus: Corpus, key, runs: Runs, num_words: Sequence[int], *, keep=None) -> Runs:
+  """Random runs of whole words of runs, as `realm_tf.examples.crop` cuts them.
+
+  Args:
+    corpus: on the device.
+    key: of the draw.
+    runs: to cut.
+    num_words: fewest and most words, each number as likely; all words where there are fewer. Empty:
+      nothing is cut.
+    keep: first [B], size [B] of the word pieces of each run that the result holds. They count as
+      one word.
+  """
+  if not num_words:
+    return runs
+  at = jnp.arange(corpus.rows.shape[1])[None]
+  begins, inside = corpus.continues[_pieces(corpus, runs, at)] == 0, at < runs.size[:, None]
+  if keep is not None:
+    first, size = (part[:, None] for part in keep)
+    begins &= (at <= first) | (at >= first + size)
+  # Which word each word piece is of; where a word was split, the rest belongs to the next one.
+  word = jnp.maximum(jnp.cumsum(begins & inside, axis=1) - 1, 0)
+  num, chance = word[:, -1] + 1, jax.random.uniform(key, [2, len(runs.at)])
+  size = num_words[0] + (chance[0] * (num_words[1] - num_words[0] + 1)).astype(jnp.int32)
+  size = jnp.minimum(size, num)
+  lowest, highest = jnp.zeros_like(num), num - size  # where the run may begin
+  if keep is not None:
+    kept = jnp.take_along_axis(word, first, axis=1)[:, 0]
+    lowest, highest = jnp.maximum(kept + 1 - size, 0), jnp.minimum(kept, highest)
+  begin = lowest + (chance[1] * (highest - lowest + 1)).astype(jnp.int32)
+  start, end = (
+    jnp.sum(inside & (word < before[:, None]), axis=1) for before in (begin, begin + size)
+  )
+  return Runs(runs.passage, runs.at + start, end - start)
+
+
+def _pieces(corpus: Corpus, runs: Runs, at):
+  """The word pieces [B, L] at places [1, L] of runs; whatever stands there outside of them."""
+  source = (corpus.text_at[runs.passage] + runs.at)[:, None] + at
+  rows = corpus.rows[runs.passage].astype(jnp.int32)
+  return jnp.take_along_axis(rows, jnp.clip(source, 0, rows.shape[1] - 1), axis=1)
+
+
+def queries(corpus: Corpus, runs: Runs, layout: Layout):
+  """Runs as packed queries [B, Lq], and their word pieces within them [B]."""
+  size = jnp.minimum(runs.size, layout.query - 2)
+  at = jnp.arange(layout.query)[None]
   ids = jnp.where(
     at == 0,
     layout.cls,
-    jnp.where(at <= size[:, None], ids, jnp.where(at == size[:, None] + 1, layout.sep, 0)),
+    jnp.where(
+      at <= size[:, None],
+      _pieces(corpus, runs, at - 1),
+      jnp.where(at == size[:, None] + 1, layout.sep, 0),
+    ),
   )
   return ids, size
 
@@ -185,7 +253,7 @@ class Clozes(NamedTuple):
 
   Attributes:
     query_ids: [B, Lq] int32.
-    size: [B] word pieces of the sentence.
+    size: [B] word pieces of the query.
     mask_positions, targets: [B, M] int32, 0 where unused.
     target_mask: [B, M] float32.
     own: [B] the passage that the sentence stands in.
@@ -201,11 +269,25 @@ class Clozes(NamedTuple):
   phrase: jax.Array
 
 
-def clozes(corpus: Corpus, spans, layout: Layout) -> Clozes:
-  """Sentences with spans [B] masked."""
+def clozes(
+  corpus: Corpus, spans, layout: Layout, *, key=None, query_words: Sequence[int] = ()
+) -> Clozes:
+  """Sentences with spans [B] masked.
+
+  Args:
+    corpus: on the device.
+    spans: numbers.
+    layout: of the query.
+    key: of the cutting.
+    query_words: fewest and most words of a query, a random run around the mask. Empty: the whole
+      sentence.
+  """
   sentences = corpus.cloze_sentence[corpus.span_cloze[spans]]
-  ids, size = sentence_queries(corpus, sentences, layout)
-  first, width = corpus.span_at[spans][:, None] + 1, corpus.span_size[spans][:, None]
+  first, width = corpus.span_at[spans], corpus.span_size[spans]
+  sentence = whole(corpus, sentences)
+  run = crop(corpus, key, sentence, query_words, keep=(first, width))
+  ids, size = queries(corpus, run, layout)
+  first, width = (first - (run.at - sentence.at))[:, None] + 1, width[:, None]
   mask = jnp.arange(layout.masks)[None]
   used = mask < width
   positions = jnp.where(used, first + mask, 0)
@@ -238,79 +320,6 @@ def reader(corpus: Corpus, drawn: Clozes, numbers, layout: Layout) -> dict:
   return {"reader_ids": ids, "reader_segments": ((text >= 0) & (text <= size)).astype(jnp.int32)}
 
 
-# ------------------------------------------------------------------------------------------ drawing
-
-
-def draw(key, values, num: int):
-  """So many of the values, with repetition."""
-  return values[jax.random.randint(key, [num], 0, len(values))]
-
-
-def draw_spans(corpus: Corpus, key, num: int, *, asked: int):
-  """Spans [B]: the first `asked` have a phrase, the others are one of any cloze."""
-  keys = jax.random.split(key, 3)
-  drawn = jax.random.randint(keys[1], [num - asked], 0, len(corpus.cloze_sentence))
-  any_span = corpus.first_span[drawn] + (
-    jax.random.uniform(keys[2], [num - asked]) * corpus.num_spans[drawn]
-  ).astype(jnp.int32)
-  return jnp.concatenate([draw(keys[0], corpus.asked, asked), any_span])
-
-
-def draw_holders(corpus: Corpus, key, drawn: Clozes, num: int):
-  """Different holders [B, num] of each cloze's phrase, the own passage left out; then NONE."""
-  holders, count = corpus.holders[drawn.phrase], corpus.num_holders[drawn.phrase] - 1
-  own_at = jnp.argmax(holders == drawn.own[:, None], axis=1)
-  first = (jax.random.uniform(key, drawn.own.shape) * count).astype(jnp.int32)
-  picked = (first[:, None] + jnp.arange(num)) % jnp.maximum(count, 1)[:, None]
-  picked = jnp.take_along_axis(holders, picked + (picked >= own_at[:, None]), axis=1)
-  return jnp.where(
-    (jnp.arange(num) < count[:, None]) & (drawn.phrase != NONE)[:, None], picked, NONE
-  )
-
-
-def holds(corpus: Corpus, drawn: Clozes, numbers):
-  """Whether passages ([K], or [B, K] one row for each cloze) hold each cloze's phrase: [B, K]."""
-  numbers = jnp.broadcast_to(numbers, (len(drawn.own), numbers.shape[-1]))
-  found = jnp.any(corpus.holders[drawn.phrase][:, None, :] == numbers[..., None], axis=-1)
-  return found & (drawn.phrase != NONE)[:, None] & (numbers != NONE)
-
-
-def ict(corpus: Corpus, key, num: int, layout: Layout, *, removal_rate: float = 0.9):
-  """Inputs of the inverse cloze task, and allowed [B, B]: 0 where another row has the same passage.
-
-  Passages of a single sentence are left out. `realm_tf.examples` draws them where it does not
-  remove the sentence.
-  """
-  keys = jax.random.split(key, 3)
-  numbers = draw(keys[0], corpus.several, num)
-  sentences = corpus.first_sentence[numbers] + (
-    jax.random.uniform(keys[1], [num]) * corpus.num_sentences[numbers]
-  ).astype(jnp.int32)
-  removed = jax.random.uniform(keys[2], [num]) < removal_rate
-  allowed = (numbers[:, None] != numbers[None]) | jnp.eye(num, dtype=bool)
-  inputs = {
-    "query_ids": sentence_queries(corpus, sentences, layout)[0],
-    **without_sentence(corpus, sentences, removed, layout),
-  }
-  return inputs, allowed.astype(jnp.float32)
-
-
-def recurring_spans(corpus: Corpus, key, num: int, layout: Layout):
-  """Masked sentences, each with one other passage that holds its span, and allowed [B, B].
-
-  allowed is 0 for other holders.
-
-  Spider, Ram et al. 2022.
-  """
-  keys = jax.random.split(key)
-  drawn = clozes(corpus, draw_spans(corpus, keys[0], num, asked=num), layout)
-  numbers = draw_holders(corpus, keys[1], drawn, 1)[:, 0]
-  allowed = ~holds(corpus, drawn, numbers) | jnp.eye(num, dtype=bool)
-  return {"query_ids": drawn.query_ids, **passages(corpus, numbers, layout)}, allowed.astype(
-    jnp.float32
-  )
-
-
 def realm(corpus: Corpus, drawn: Clozes, numbers, layout: Layout) -> dict:
   """What a `RealmModel` reads, of clozes and candidates [B, K]."""
   return {
@@ -321,53 +330,3 @@ def realm(corpus: Corpus, drawn: Clozes, numbers, layout: Layout) -> dict:
     "targets": drawn.targets,
     "target_mask": drawn.target_mask,
   }
-
-
-def warmup(corpus: Corpus, key, num: int, layout: Layout) -> dict:
-  """The reader's warm-up.
-
-  Half of the clozes are read with a holder, a quarter with their own, intact passage, the rest
-  with the null passage.
-  """
-  keys = jax.random.split(key)
-  drawn = clozes(corpus, draw_spans(corpus, keys[0], num, asked=num // 2), layout)
-  null = len(corpus.rows) - 1
-  rest = jnp.where(jnp.arange(num) < num * 3 // 4, drawn.own, null)
-  numbers = jnp.where(
-    jnp.arange(num) < num // 2, draw_holders(corpus, keys[1], drawn, 1)[:, 0], rest
-  )
-  return realm(corpus, drawn, numbers[:, None], layout)
-
-
-def candidates(corpus: Corpus, key, drawn: Clozes, scores, num: int, *, holders: int, share):
-  """Candidates [B, num]: the null passage, retrieved ones, and the drawn holders at the end.
-
-  Args:
-    corpus: on the device.
-    key: of the draw.
-    drawn: B clozes.
-    scores: [B, N] of all passages.
-    num: K.
-    holders: at most so many are holders of the phrase.
-    share: [] probability of each of them; else a retrieved passage stands there.
-  """
-  keys = jax.random.split(key)
-  given = draw_holders(corpus, keys[0], drawn, holders)
-  given = jnp.sort(
-    jnp.where(jax.random.uniform(keys[1], given.shape) < share, given, NONE)
-  )  # NONE first
-  row, null = jnp.arange(len(drawn.own))[:, None], len(corpus.rows) - 1
-  taken = jnp.concatenate([drawn.own[:, None], given], axis=1)
-  scores = (
-    jnp.pad(scores, [[0, 0], [0, 1]])
-    .at[row, jnp.where(taken == NONE, null, taken)]
-    .set(-jnp.inf)
-    .at[:, null]
-    .set(-jnp.inf)
-  )
-  found = jax.lax.top_k(scores, num - 1)[1]
-  tail = found[:, num - 1 - holders :]
-  found = jnp.concatenate(
-    [found[:, : num - 1 - holders], jnp.where(given == NONE, tail, given)], axis=1
-  )
-  return jnp.pad(found, [[0, 0], [1, 0]], constant_values=null).astype(jnp.int32), given

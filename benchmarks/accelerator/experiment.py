@@ -1,6 +1,7 @@
 """The stages one after another, and what is measured after each."""
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -9,13 +10,14 @@ import jax
 import keras
 import numpy as np
 
-from benchmarks.accelerator import batches, training
+from benchmarks.accelerator import batches, drawing, training
 from benchmarks.accelerator.packed import HALVES, Packed, firsts
 from benchmarks.accelerator.training import Index, Trainer
 from realm_tf import devices
 from realm_tf.models import encoder
+from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.masked_reader import MaskedReader
-from realm_tf.models.realm import RealmModel
+from realm_tf.models.realm import DISTILLATION, MARGINAL, RealmModel
 from realm_tf.models.retriever import Retriever
 
 RECALL_AT = (1, 5, 20)
@@ -36,7 +38,7 @@ class Stage:
   steps: int
   batch_size: int
   learning_rate: float
-  secs: float = 120.0
+  secs: float = 60.0
 
 
 @dataclasses.dataclass
@@ -45,39 +47,49 @@ class Sizes:
 
   Attributes:
     embed_chunk: passages embedded at once.
-    retriever_rate: the retriever's learning rate in REALM, as a multiple of the reader's.
+    ict_share: of a batch of "spans": sentences that ask for their own, intact passage.
+    query_words: fewest and most words of the queries of "spans"; empty: whole sentences.
+    realm_query_words: the same of the reader's warm-up and REALM, around the mask.
     holders: candidates that hold the masked span, given away less and less over REALM's first half.
+    with_holders: share of REALM's clozes that are drawn among the spans which have holders.
+    retriever_rate: the retriever's learning rate in REALM, as a multiple of the reader's.
   """
 
   layers: int = 4
   hidden: int = 256
   projection: int = 128
   query_length: int = 64
-  reader_length: int = 160
+  reader_length: int = 144
   max_masks: int = 8
   candidates: int = 16
+  ict_share: float = 0.5
+  query_words: tuple[int, ...] = (5, 16)
+  realm_query_words: tuple[int, ...] = (5, 16)
   holders: int = 2
+  with_holders: float = 0.75
   refresh_every: int = 100
   retriever_rate: float = 0.3
   embed_chunk: int = 2048
 
 
 def plans() -> dict[str, dict[str, Stage]]:
-  """Stages of each start, for ten minutes of an H100."""
+  """Stages of each start, for eight minutes of an H100."""
   return {
     "scratch": {
       "ict": Stage(1000, 1024, 5e-4),
       "spans": Stage(1000, 1024, 5e-4),
-      "warmup": Stage(3000, 512, 1e-3),
-      "realm": Stage(600, 64, 3e-4),
-      "realm_from_ict": Stage(600, 64, 3e-4),
+      "warmup": Stage(2400, 512, 1e-3),
+      "realm": Stage(500, 64, 3e-4),
+      "realm_distilled": Stage(400, 64, 3e-4),
+      "realm_from_ict": Stage(300, 64, 3e-4),
     },
     PUBLISHED: {
       "ict": Stage(0, 512, 1e-5),
-      "spans": Stage(100, 512, 1e-5),
-      "warmup": Stage(1200, 256, 3e-4),
-      "realm": Stage(0, 32, 5e-5),
-      "realm_from_ict": Stage(300, 32, 5e-5),
+      "spans": Stage(100, 512, 2e-5),
+      "warmup": Stage(1000, 256, 3e-4),
+      "realm": Stage(200, 32, 3e-5),
+      "realm_distilled": Stage(0, 32, 3e-5),
+      "realm_from_ict": Stage(0, 32, 3e-5),
     },
   }
 
@@ -187,61 +199,74 @@ class Experiment:
   def run(self) -> None:
     """All stages; those of no steps are passed over."""
     self.evaluate("start", {})
-    self.in_batch("ict", batches.ict)
+    sizes = self.sizes
+    self.in_batch("ict", drawing.ict)
     after_ict = self.retriever.get_weights()
-    self.in_batch("spans", batches.recurring_spans)
+    mixed = functools.partial(
+      drawing.mixed_spans, query_words=sizes.query_words, ict_share=sizes.ict_share
+    )
+    self.in_batch("spans", mixed)
     after_spans = self.retriever.get_weights()
     self.warmup()
     warm = self.reader.get_weights()
-    for name, weights in (("realm", after_spans), ("realm_from_ict", after_ict)):
+    for name, weights, loss in (
+      ("realm", after_spans, MARGINAL),
+      ("realm_distilled", after_spans, DISTILLATION),
+      ("realm_from_ict", after_ict, MARGINAL),
+    ):
       if self.stages[name].steps:
         self.retriever.set_weights(weights)
         self.reader.set_weights(warm)
-        self.realm(name)
+        self.realm(name, loss)
 
   def in_batch(self, name: str, draw: Callable) -> None:
-    """ICT, or recurring spans."""
+    """ICT, or recurring spans mixed with short runs of words."""
     stage = self.stages[name]
 
     def batch(corpus, key, number, extra):
-      return draw(corpus, key, stage.batch_size, self.layout)
+      return draw(corpus, key, stage.batch_size, self.layout), {}
 
     architecture = self._architecture()
     forward = sum(
       training.encoder_operations(architecture, stage.batch_size, length)
       for length in (self.layout.query, self.layout.passage)
     )
-    self._train(
-      name, self.retriever, training.in_batch_loss(self.retriever), batch, operations=3 * forward
-    )
+    self._train(name, InBatchModel(self.retriever), batch, operations=3 * forward)
 
   def warmup(self) -> None:
     """The reader alone."""
     stage, model, layout = self.stages["warmup"], RealmModel(None, self.reader), self.layout
 
     def batch(corpus, key, number, extra):
-      return batches.warmup(corpus, key, stage.batch_size, layout), {}
+      words = self.sizes.realm_query_words
+      return drawing.warmup(corpus, key, stage.batch_size, layout, query_words=words), {}
 
     self._train(
       "warmup",
       model,
-      training.realm_loss(model),
       batch,
       operations=3 * self._reading(stage.batch_size),
       recall=False,
     )
 
-  def realm(self, name: str) -> None:
-    """REALM with refreshes."""
+  def realm(self, name: str, loss: str) -> None:
+    """REALM with refreshes; p(z|x) is over the candidates of the whole batch.
+
+    Args:
+      name: of the stage.
+      loss: the retriever's, see `RealmModel`.
+    """
     stage, sizes, layout = self.stages[name], self.sizes, self.layout
     tower = self.retriever.query_tower
-    model = RealmModel(self.retriever, self.reader)
+    model = RealmModel(self.retriever, self.reader, batch_candidates=True, retriever_loss=loss)
     batch = training.realm_batch(
       tower,
       layout,
       batch_size=stage.batch_size,
       candidates=sizes.candidates,
       holders=sizes.holders,
+      with_holders=sizes.with_holders,
+      query_words=sizes.realm_query_words,
       steps=stage.steps,
     )
     number_of = {id(variable): at for at, variable in enumerate(model.trainable_variables)}
@@ -258,7 +283,6 @@ class Experiment:
     self._train(
       name,
       model,
-      training.realm_loss(model),
       batch,
       operations=operations,
       extra=self.index.snapshot(),
@@ -271,8 +295,7 @@ class Experiment:
   def _train(
     self,
     name: str,
-    model: keras.Model,
-    loss: Callable,
+    model: InBatchModel | RealmModel,
     batch: Callable,
     *,
     operations: float,
@@ -287,7 +310,6 @@ class Experiment:
       return
     trainer = Trainer(
       model,
-      loss,
       batch,
       corpus=self.corpus,
       steps=stage.steps,
@@ -341,10 +363,11 @@ class Experiment:
 
 
 def score(data: Packed, found: np.ndarray) -> dict:
-  """recall@k in percent, by set of questions and half.
+  """recall@k and MRR in percent, by set of questions and half.
 
   Returns:
-    "entity_questions/dev" → {"questions", "answer@1", .., "strict@20"}.
+    "entity_questions/dev" → {"questions", "answer@1", .., "answer_mrr", .., "strict_mrr"}. MRR is
+    the mean of 1 / rank of the first right passage, and of 0 where none of those found is right.
 
   Args:
     data: packed.
@@ -356,16 +379,17 @@ def score(data: Packed, found: np.ndarray) -> dict:
     which = data.question_answers[row]
     right[0, row] = np.isin(numbers, data.answer_passages[answers[which] : answers[which + 1]])
     right[1, row] = np.isin(numbers, data.strict_passages[stricts[row] : stricts[row + 1]])
+  first = np.where(right.any(axis=-1), 1 / (1 + right.argmax(axis=-1)), 0)  # [2, Q]
   result = {}
   for at, name in enumerate(data.facts["sets"]):
     for half, half_name in enumerate(HALVES):
       rows = (data.question_sets == at) & (data.question_halves == half)
       if rows.any():
-        result[f"{name}/{half_name}"] = {"questions": int(rows.sum())} | {
-          f"{rule}@{k}": round(100 * float(hits[rows, :k].any(axis=1).mean()), 2)
-          for rule, hits in zip(("answer", "strict"), right, strict=True)
-          for k in RECALL_AT
-        }
+        result[f"{name}/{half_name}"] = part = {"questions": int(rows.sum())}
+        for rule, hits, ranks in zip(("answer", "strict"), right, first, strict=True):
+          for k in RECALL_AT:
+            part[f"{rule}@{k}"] = round(100 * float(hits[rows, :k].any(axis=1).mean()), 2)
+          part[f"{rule}_mrr"] = round(100 * float(ranks[rows].mean()), 2)
   return result
 
 

@@ -14,11 +14,13 @@ HALVES = ("dev", "test")
 class Packed:
   """Everything that the stages need.
 
-  N passages, S sentences, C clozes, P phrases, Q questions. Rows of lists stand one after another.
+  V word pieces, N passages, S sentences, C clozes, P phrases, Q questions. Rows of lists stand one
+  after another.
 
   Attributes:
     facts: vocabulary_size, the ids cls, sep and mask, length (of packed passages), and the names of
       the question sets.
+    continues: [V] bool, which word pieces go on inside a word.
     title_ids, title_counts: word pieces of each different title, cut as in a packed passage; how
       many each has.
     passage_titles: [N] which title.
@@ -45,6 +47,7 @@ class Packed:
   """
 
   facts: dict
+  continues: np.ndarray
   title_ids: np.ndarray
   title_counts: np.ndarray
   passage_titles: np.ndarray

@@ -76,6 +76,7 @@ def pack(
       "length": length,
       "sets": [os.path.basename(path).split(".")[0] for path in question_files],
     },
+    continues=tokenizer.continues,
     **corpus,
     **clozes,
     **_questions(question_files, table, tokenizer),

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from benchmarks.accelerator import batches
+from benchmarks.accelerator import batches, drawing
 from benchmarks.accelerator.batches import Corpus, Layout
-from realm_tf import losses, optimizer
+from realm_tf import optimizer
+from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.realm import RealmModel
-from realm_tf.models.retriever import Retriever, Tower
+from realm_tf.models.retriever import Tower
 
 _PEAKS = {
   "H100": 989e12,
@@ -57,8 +58,8 @@ class Trainer:
 
   Args:
     model: its variables are the start, and take the result.
-    loss: (trainable, fixed, batch) → loss, (fixed, metrics).
-    batch: (corpus, key, step, extra) → the batch of a step, drawn on the device.
+    batch: (corpus, key, step, extra) → the inputs of a step, drawn on the device, and metrics to
+      pass on.
     corpus: on the device.
     steps, learning_rate: of the schedule.
     slow, slow_factor: variables with another learning rate.
@@ -66,8 +67,7 @@ class Trainer:
 
   def __init__(
     self,
-    model: keras.Model,
-    loss: Callable,
+    model: InBatchModel | RealmModel,
     batch: Callable,
     *,
     corpus: Corpus,
@@ -76,7 +76,7 @@ class Trainer:
     slow: Sequence[keras.Variable] = (),
     slow_factor: float = 1.0,
   ):
-    self.model, self.corpus = model, corpus
+    self.model, self.corpus, loss = model, corpus, loss_of(model)
     self.optimizer = optimizer.bert_optimizer(
       learning_rate=learning_rate, steps=steps, slow=slow, slow_factor=slow_factor
     )
@@ -158,60 +158,64 @@ class Trainer:
     )
 
 
-# ------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------- losses and batches
 
 
-def in_batch_loss(retriever: Retriever) -> Callable:
-  """Of ICT and recurring spans; a batch is (inputs, allowed)."""
-
-  def loss(trainable, fixed, batch):
-    inputs, allowed = batch
-    outputs, fixed = retriever.stateless_call(trainable, fixed, inputs, training=True)
-    result = losses.in_batch(outputs["queries"], outputs["passages"], allowed=allowed)
-    mean = jnp.mean(result.loss)
-    return mean, (fixed, {"loss": mean, "accuracy": jnp.mean(result.correct)})
-
-  return loss
-
-
-def realm_loss(model: RealmModel) -> Callable:
-  """Of the reader's warm-up and of REALM; a batch is (inputs, metrics to pass on)."""
+def loss_of(model: InBatchModel | RealmModel) -> Callable:
+  """The model's own loss and metrics; a batch is (inputs, metrics to pass on)."""
 
   def loss(trainable, fixed, batch):
     inputs, metrics = batch
+    nothing = [jnp.zeros(variable.shape, variable.dtype) for variable in model.metrics_variables]
     outputs, fixed = model.stateless_call(trainable, fixed, inputs, training=True)
-    result = losses.marginal_masked_lm(
-      outputs["token_log_probs"], outputs["scores"], inputs["target_mask"]
+    value, (_, fixed, sums) = model.stateless_compute_loss(
+      trainable, fixed, nothing, x=inputs, y_pred=outputs
     )
-    mean = jnp.mean(result.loss)
-    metrics = metrics | {"loss": mean}
-    if model.retriever is not None:
-      metrics["retrieval_utility"] = jnp.mean(-result.loss - result.log_likelihoods[:, 0])
-      metrics["null_prior"] = jnp.mean(jnp.exp(result.log_prior[:, 0]))
-    return mean, (fixed, metrics)
+    means = {
+      name: total / count
+      for name, total, count in zip(model.means, sums[::2], sums[1::2], strict=True)
+    }
+    return value, (fixed, metrics | means)
 
   return loss
 
 
 def realm_batch(
-  tower: Tower, layout: Layout, *, batch_size: int, candidates: int, holders: int, steps: int
+  tower: Tower,
+  layout: Layout,
+  *,
+  batch_size: int,
+  candidates: int,
+  holders: int,
+  with_holders: float,
+  query_words: Sequence[int],
+  steps: int,
 ) -> Callable:
-  """Draws clozes, half of them with holders, and finds candidates among all passages.
+  """Draws clozes and finds candidates among all passages.
 
   The queries are embedded by the snapshot that the passages were embedded by.
+
+  Args:
+    tower: of the queries.
+    layout: of the inputs.
+    batch_size: B.
+    candidates: K, with the null passage.
+    holders: candidates that hold the masked span at first; none after half of the steps.
+    with_holders: share of the clozes that are drawn among the spans which have holders.
+    query_words: see `batches.clozes`.
+    steps: of the stage.
   """
 
   def batch(corpus, key, number, extra):
-    keys = jax.random.split(key)
-    drawn = batches.clozes(
-      corpus, batches.draw_spans(corpus, keys[0], batch_size, asked=batch_size // 2), layout
-    )
+    keys = jax.random.split(key, 3)
+    spans = drawing.draw_spans(corpus, keys[0], batch_size, asked=round(with_holders * batch_size))
+    drawn = batches.clozes(corpus, spans, layout, key=keys[2], query_words=query_words)
     queries = tower.stateless_call(extra["trainable"], extra["fixed"], drawn.query_ids)[0]
     share = jnp.maximum(0.0, 1 - 2 * number / steps)
-    numbers, given = batches.candidates(
+    numbers, given = drawing.candidates(
       corpus, keys[1], drawn, queries @ extra["index"].T, candidates, holders=holders, share=share
     )
-    found = batches.holds(corpus, drawn, numbers) & ~jnp.any(
+    found = drawing.holds(corpus, drawn, numbers) & ~jnp.any(
       numbers[..., None] == given[:, None], axis=-1
     )
     metrics = {
@@ -219,7 +223,8 @@ def realm_batch(
       / jnp.maximum(jnp.sum(drawn.phrase >= 0), 1),
       "holders_given": jnp.mean(jnp.sum(given >= 0, axis=1).astype(jnp.float32)),
     }
-    return batches.realm(corpus, drawn, numbers, layout), metrics
+    inputs = batches.realm(corpus, drawn, numbers, layout)
+    return {**inputs, "unread": drawing.unread(corpus, drawn, numbers)}, metrics
 
   return batch
 
