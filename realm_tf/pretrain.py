@@ -66,7 +66,8 @@ class Batches:
     """
     own = step % pretraining_every != pretraining_every - 1
     source, seed = self.knowledge_sentences if own else self.sentences, self.config.seed + 1
-    queries = source.batch(step, batch_size=batch_size, seed=seed, with_holders=holders)
+    rng = np.random.default_rng([seed, 23, step])
+    queries = self._cropped(source.batch(step, batch_size=batch_size, seed=seed, with_holders=holders), rng)
     query_ids = self._pack_queries(queries)
     if own:
       numbers = queries.own_passages[:, :1]
@@ -75,7 +76,7 @@ class Batches:
     else:
       numbers = retrieval.candidates(indexed, query_ids, num=1, own_passages=queries.own_passages, null=False)
     num_held = round(holders * batch_size)
-    drawn = examples.draw_holders(queries, 1, np.random.default_rng([seed, 23, step]))
+    drawn = examples.draw_holders(queries, 1, rng)
     return self._pack(queries, query_ids, np.concatenate([drawn[:num_held], numbers[num_held:]]))
 
   def realm(self, step: int, *, indexed: retrieval.IndexedRetriever) -> dict[str, np.ndarray]:
@@ -89,8 +90,7 @@ class Batches:
         step, batch_size=section.batch_size, seed=seed, by_passage=section.sampling == "passages",
         with_holders=section.with_holders)
     rng = np.random.default_rng([seed, 29, step])
-    if section.query_words:
-      queries = examples.crop_queries(queries, section.query_words, tokenizer=self.tokenizer, rng=rng)
+    queries = self._cropped(queries, rng)
     given = examples.draw_holders(queries, section.holders, rng)
     share = max(0.0, 1 - 2 * step / max(section.steps, 1))
     given = np.where(rng.random(given.shape) < share, given, examples.NULL_PASSAGE)
@@ -105,6 +105,11 @@ class Batches:
         own_passages=queries.own_passages if section.drop_own_passage else None)
     batch = self._pack(queries, query_ids, numbers)
     return {**batch, "unread": examples.unread_passages(queries, numbers)} if section.batch_candidates else batch
+
+  def _cropped(self, queries: examples.MaskedQueries, rng: np.random.Generator) -> examples.MaskedQueries:
+    """Masked sentences as `realm.query_words` asks for them."""
+    words = self.config.realm.query_words
+    return examples.crop_queries(queries, words, tokenizer=self.tokenizer, rng=rng) if words else queries
 
   def _pack_queries(self, queries: examples.MaskedQueries) -> np.ndarray:
     return examples.pack_queries(queries.ids.tensor(), tokenizer=self.tokenizer, length=self.config.retriever.query_length).numpy()
