@@ -108,6 +108,7 @@ def get_config():
       retriever_loss="marginal",  # the paper's; or "perplexity_distillation" (Atlas)
       null_passage=True,
       drop_own_passage=True,  # trivial retrievals
+      own_passages=0.0,  # share of each batch that keeps them, which are not trivial for queries of few words
       sampling="sentences",  # an epoch has each once; "passages": one span of each, as released
       per_token=False,  # marginalise each masked word piece by itself (the released code) instead of all together (the paper)
       log_every=20, checkpoint_every=220)

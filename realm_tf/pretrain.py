@@ -83,7 +83,8 @@ class Batches:
     """Masked sentences of the pre-training corpus with the candidates that the index gives them.
 
     At first, `realm.holders` of the candidates are passages that are known to hold the masked span. Each of them gives way to
-    a retrieved one with a probability that grows from 0 to 1 over the first half of the training.
+    a retrieved one with a probability that grows from 0 to 1 over the first half of the training. The last
+    `realm.own_passages` of the batch keep their own passage among the candidates; it is one of those given.
     """
     section, seed = self.config.realm, self.config.seed + 2
     queries = self.sentences.batch(
@@ -91,18 +92,28 @@ class Batches:
         with_holders=section.with_holders)
     rng = np.random.default_rng([seed, 29, step])
     queries = self._cropped(queries, rng)
+    num_own = round(section.own_passages * section.batch_size)
+    keeps_own = np.arange(section.batch_size) >= section.batch_size - num_own
     given = examples.draw_holders(queries, section.holders, rng)
+    if num_own and section.holders:
+      given[keeps_own, 0] = queries.own_passages[keeps_own, 0]
     share = max(0.0, 1 - 2 * step / max(section.steps, 1))
     given = np.where(rng.random(given.shape) < share, given, examples.NULL_PASSAGE)
-    return self.with_candidates(queries, indexed=indexed, given=given)
+    return self.with_candidates(queries, indexed=indexed, given=given, keeps_own=keeps_own)
 
-  def with_candidates(self, queries: examples.MaskedQueries, *, indexed: retrieval.IndexedRetriever,
-                      given: np.ndarray) -> dict[str, np.ndarray]:
-    """What REALM reads for masked queries: the null passage, the given ones [B, G], and those that the index gives."""
+  def with_candidates(self, queries: examples.MaskedQueries, *, indexed: retrieval.IndexedRetriever, given: np.ndarray,
+                      keeps_own: np.ndarray | bool = False) -> dict[str, np.ndarray]:
+    """What REALM reads for masked queries.
+
+    Args:
+      given: [B, G] candidates besides the null passage and those that the index gives; then NULL_PASSAGE.
+      keeps_own: [B] bool, whose own passage may be a candidate whatever `realm.drop_own_passage` says.
+    """
     section, query_ids = self.config.realm, self._pack_queries(queries)
+    dropped = np.where(np.reshape(keeps_own, [-1, 1]), examples.NULL_PASSAGE, queries.own_passages)
     numbers = retrieval.candidates(
         indexed, query_ids, num=section.num_candidates, null=section.null_passage, given=given,
-        own_passages=queries.own_passages if section.drop_own_passage else None)
+        own_passages=dropped if section.drop_own_passage else None)
     batch = self._pack(queries, query_ids, numbers)
     return {**batch, "unread": examples.unread_passages(queries, numbers)} if section.batch_candidates else batch
 

@@ -353,6 +353,20 @@ def test_given_holders_are_annealed_away_over_the_first_half(made, parts, monkey
   assert np.mean(shares[:4]) > 0.7 > np.mean(shares[8:12]) > 0.2 and not any(shares[20:])
 
 
+def test_a_share_of_the_queries_keeps_its_own_passage(made, parts, monkeypatch):
+  """Given at first, later for the index to find; the others never see theirs."""
+  table, tokenizer, _ = parts
+  config = of(made, realm__steps=8, realm__batch_size=8, realm__num_candidates=4, realm__holders=1, realm__own_passages=0.25)
+  batches, kept = pretrain.Batches(config, table, tokenizer), []
+  monkeypatch.setattr(batches, "_pack", lambda queries, query_ids, numbers: kept.append((queries, numbers)))
+  for step in range(8):
+    batches.realm(step, indexed=Fixed())
+    queries, numbers = kept[-1]
+    own = examples.contains(numbers, queries.own_passages)[:, 0]
+    assert not own[:6].any() and (step or own[6:].all()), f"step {step}: {own}"
+    assert step < 4 or (own[6:] == (queries.own_passages[6:, 0] < 3)).all(), "`Fixed` finds 0, 1 and 2"
+
+
 def test_the_reader_warms_up_on_holders(made, parts, monkeypatch):
   table, tokenizer, _ = parts
   batches, kept = pretrain.Batches(made, table, tokenizer), []
