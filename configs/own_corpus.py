@@ -40,15 +40,15 @@ def get_config(preset: str = ""):
   c.corpus.max_tokens = 128
   c.spans = run + "/spans-knowledge"
 
-  c.encoder.update(hidden_dim=128, intermediate_dim=512, max_sequence_length=192)
+  c.encoder.update(hidden_dim=128, intermediate_dim=512, max_sequence_length=160)
   c.encoder.init_std = 0.02  # with 0.125 ICT finds a tenth as much on real text
   c.retriever.update(projection_dim=128, query_length=64, passage_length=128)
   c.retriever.scale = (20 / 128) ** 0.5  # f(x, z) starts as 20 times the cosine
-  c.reader.update(length=192, max_masks=10)
 
-  # ---- the reader learns to copy from passages that hold the masked span ----
-  c.mlm.update(steps=1200, learning_rate=1e-3, holders=0.5)
-  c.warmup.steps = 0
+  # ---- the reader learns to copy: from passages that hold the masked span, its own ones, and those that the index finds ----
+  c.reader.update(length=160, max_masks=10, copies=True)
+  c.mlm.update(steps=400, learning_rate=1e-3, holders=0.5)
+  c.warmup.update(steps=150, learning_rate=5e-4, pretraining_every=1, holders=0.5, log_every=50, checkpoint_every=50)
 
   # ---- the retriever's warm start ----
   c.ict.update(from_mlm=False, steps=600, batch_size=128, eval_every=100, checkpoint_every=100)
@@ -58,10 +58,10 @@ def get_config(preset: str = ""):
   c.realm.init = run + "/recurring_spans"
   c.realm.update(
       steps=300, learning_rate=5e-4, retriever_learning_rate_ratio=0.5,
-      holders=2, with_holders=0.75, batch_candidates=True, checkpoint_every=100)
+      query_words=(5, 16), own_passages=0.5, holders=2, with_holders=0.5, batch_candidates=True, checkpoint_every=100)
 
   c.finetune.questions = ""  # give yours, or none
-  c.finetune.reader_length = 192
+  c.finetune.reader_length = 160
   c.finetune.max_span = 10
   c.evaluate.questions = ""  # give yours, or none
   c.evaluate.clozes = ""

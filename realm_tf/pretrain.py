@@ -67,7 +67,7 @@ class Batches:
     own = step % pretraining_every != pretraining_every - 1
     source, seed = self.knowledge_sentences if own else self.sentences, self.config.seed + 1
     rng = np.random.default_rng([seed, 23, step])
-    queries = self._cropped(source.batch(step, batch_size=batch_size, seed=seed, with_holders=holders), rng)
+    queries = self.cropped(source.batch(step, batch_size=batch_size, seed=seed, with_holders=holders), rng)
     query_ids = self._pack_queries(queries)
     if own:
       numbers = queries.own_passages[:, :1]
@@ -91,7 +91,7 @@ class Batches:
         step, batch_size=section.batch_size, seed=seed, by_passage=section.sampling == "passages",
         with_holders=section.with_holders)
     rng = np.random.default_rng([seed, 29, step])
-    queries = self._cropped(queries, rng)
+    queries = self.cropped(queries, rng)
     num_own = round(section.own_passages * section.batch_size)
     keeps_own = np.arange(section.batch_size) >= section.batch_size - num_own
     given = examples.draw_holders(queries, section.holders, rng)
@@ -117,7 +117,7 @@ class Batches:
     batch = self._pack(queries, query_ids, numbers)
     return {**batch, "unread": examples.unread_passages(queries, numbers)} if section.batch_candidates else batch
 
-  def _cropped(self, queries: examples.MaskedQueries, rng: np.random.Generator) -> examples.MaskedQueries:
+  def cropped(self, queries: examples.MaskedQueries, rng: np.random.Generator) -> examples.MaskedQueries:
     """Masked sentences as `realm.query_words` asks for them."""
     words = self.config.realm.query_words
     return examples.crop_queries(queries, words, tokenizer=self.tokenizer, rng=rng) if words else queries
@@ -366,7 +366,7 @@ def tell_start(model: RealmModel, batches: Batches, first: retrieval.IndexedRetr
     model.compile()
   found, utilities = [], []
   for at in range(0, len(rows), size):
-    part = examples.rows_of(queries, rows[at : at + size])
+    part = batches.cropped(examples.rows_of(queries, rows[at : at + size]), rng)
     batch = batches.with_candidates(part, indexed=first, given=examples.draw_holders(part, section.holders, rng))
     found += [examples.holds_targets(batch, row, tokenizer=batches.tokenizer) for row in range(len(part.ids))]
     utilities.append((len(part.ids), model.test_on_batch(batch, return_dict=True)["retrieval_utility"]))
