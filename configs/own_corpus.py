@@ -44,6 +44,7 @@ def get_config(preset: str = ""):
   c.encoder.init_std = 0.02  # with 0.125 ICT finds a tenth as much on real text
   c.retriever.update(projection_dim=128, query_length=64, passage_length=128)
   c.retriever.scale = (20 / 128) ** 0.5  # f(x, z) starts as 20 times the cosine
+  # c.retriever.title_length = 0 where titles are whole sentences, as those of papers: they make an article's passages alike
 
   # ---- the reader learns to copy: from passages that hold the masked span, its own ones, and those that the index finds ----
   c.reader.update(length=160, max_masks=10, copies=True)

@@ -28,6 +28,7 @@ def get_config(name: str):
   if corpus == "covid":
     c.corpus.knowledge = data + "/covid/documents.jsonl"
     c.question_sets = {"covid": data + "/covid/questions.jsonl"}
+    c.retriever.title_length = 0  # a paper's title is a sentence that all of its passages share
   else:
     articles = data + "/wikipedia_2014/AA/wiki_[0-3]*"
     c.corpus.knowledge = articles + "," + data + "/qa/passages.train.jsonl"
