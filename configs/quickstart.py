@@ -104,6 +104,7 @@ def get_config():
       holders=0,  # of them, passages known to hold the masked span; fewer and fewer, none after half of the steps
       query_words=(),  # fewest and most words of a masked sentence, a random run around the mask; (): the whole sentence
       with_holders=0.0,  # share of each batch whose masked span is one that other passages hold
+      needs_evidence=False,  # the retriever learns from queries whose answer stands in a candidate alone; the reader from all
       batch_candidates=False,  # p(z|x) is over the candidates of the whole batch, not over the query's own alone
       retriever_loss="marginal",  # the paper's; or "perplexity_distillation" (Atlas)
       null_passage=True,

@@ -451,17 +451,19 @@ def crop_queries(
   return dataclasses.replace(queries, ids=Ragged.of(ids, np.int32), mask_positions=positions)
 
 
-def holds_targets(batch: Mapping[str, np.ndarray], row: int, *, tokenizer: Tokenizer) -> bool:
-  """Whether one of a query's candidates, as it is read, holds the masked word pieces as whole words.
+def evidence(batch: Mapping[str, np.ndarray], *, tokenizer: Tokenizer) -> np.ndarray:
+  """Whether one of a query's candidates, as it is read, holds the masked word pieces as whole words: [B] float32.
 
   Args:
     batch: of `realm_batch`.
-    row: of the query.
   """
-  targets = batch["targets"][row][batch["target_mask"][row] > 0]
-  marked = answer_spans(
-    batch["reader_ids"][row], batch["reader_segments"][row], [targets], tokenizer=tokenizer, max_span=len(targets))
-  return bool(marked.any())
+  found = []
+  for row, used in enumerate(batch["target_mask"] > 0):
+    targets = batch["targets"][row][used]
+    marked = answer_spans(
+      batch["reader_ids"][row], batch["reader_segments"][row], [targets], tokenizer=tokenizer, max_span=len(targets))
+    found.append(marked.any())
+  return np.array(found, np.float32)
 
 
 def draw_holders(queries: MaskedQueries, num: int, rng: np.random.Generator) -> np.ndarray:

@@ -115,7 +115,11 @@ class Batches:
         indexed, query_ids, num=section.num_candidates, null=section.null_passage, given=given,
         own_passages=dropped if section.drop_own_passage else None)
     batch = self._pack(queries, query_ids, numbers)
-    return {**batch, "unread": examples.unread_passages(queries, numbers)} if section.batch_candidates else batch
+    if section.batch_candidates:
+      batch["unread"] = examples.unread_passages(queries, numbers)
+    if section.needs_evidence:
+      batch["evidence"] = examples.evidence(batch, tokenizer=self.tokenizer)
+    return batch
 
   def cropped(self, queries: examples.MaskedQueries, rng: np.random.Generator) -> examples.MaskedQueries:
     """Masked sentences as `realm.query_words` asks for them."""
@@ -368,7 +372,7 @@ def tell_start(model: RealmModel, batches: Batches, first: retrieval.IndexedRetr
   for at in range(0, len(rows), size):
     part = batches.cropped(examples.rows_of(queries, rows[at : at + size]), rng)
     batch = batches.with_candidates(part, indexed=first, given=examples.draw_holders(part, section.holders, rng))
-    found += [examples.holds_targets(batch, row, tokenizer=batches.tokenizer) for row in range(len(part.ids))]
+    found += list(examples.evidence(batch, tokenizer=batches.tokenizer))
     utilities.append((len(part.ids), model.test_on_batch(batch, return_dict=True)["retrieval_utility"]))
     model.reset_metrics()
   weights, values = zip(*utilities)

@@ -179,6 +179,26 @@ def test_batch_candidates_and_distillation(parts, exact, retriever_loss):
   assert (np.array(gradients["others"])[unread == 0] == 0).all() and (np.array(gradients["others"])[unread > 0] != 0).all()
 
 
+def test_queries_without_evidence_teach_the_reader_alone(parts):
+  """The loss stays; the gradient of their scores is 0, that of the others and of the reader as it was."""
+  retriever, reader, batch, _ = parts
+  rng = np.random.default_rng(6)
+  unread = (rng.random([4, 4 * batch["passage_ids"].shape[1]]) < 0.1).astype(np.float32)
+  model = RealmModel(retriever, reader, batch_candidates=True)
+  found = {}
+  for name, more in (("all", {}), ("some", {"evidence": np.array([1, 0, 1, 0], np.float32)})):
+    with tf.GradientTape() as tape:
+      loss, outputs = loss_of(model, {**batch, "unread": unread, **more})
+      parts_of = [outputs[key] for key in ("scores", "unread_scores", "token_log_probs")]
+    found[name] = float(loss), [np.array(gradient) for gradient in tape.gradient(loss, parts_of)]
+  assert found["some"][0] == pytest.approx(found["all"][0], rel=1e-6)
+  (own, others, tokens), (all_own, all_others, all_tokens) = found["some"][1], found["all"][1]
+  np.testing.assert_allclose(tokens, all_tokens, rtol=1e-5, atol=1e-9)
+  for got, wanted in ((own, all_own), (others, all_others)):
+    assert (got[[1, 3]] == 0).all() and np.abs(wanted[[1, 3]]).max() > 1e-6
+    np.testing.assert_allclose(got[[0, 2]], wanted[[0, 2]], rtol=1e-5, atol=1e-9)
+
+
 def test_unknown_retriever_loss_and_unread_without_null(parts):
   retriever, reader, *_ = parts
   with pytest.raises(ValueError, match="retriever_loss is 'kl'; use one of marginal, perplexity_distillation"):

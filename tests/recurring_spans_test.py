@@ -367,6 +367,17 @@ def test_a_share_of_the_queries_keeps_its_own_passage(made, parts, monkeypatch):
     assert step < 4 or (own[6:] == (queries.own_passages[6:, 0] < 3)).all(), "`Fixed` finds 0, 1 and 2"
 
 
+def test_evidence_is_the_answer_in_a_candidate_as_it_is_read(made, parts):
+  table, tokenizer, _ = parts
+  config = of(made, realm__batch_size=16, realm__num_candidates=4, realm__needs_evidence=True, retriever__query_length=24)
+  batch = pretrain.Batches(config, table, tokenizer).realm(0, indexed=Fixed())
+  for row in range(16):
+    answer = " ".join(map(str, batch["targets"][row][batch["target_mask"][row] > 0]))
+    texts = [" ".join(map(str, ids[segments == 1])) for ids, segments in zip(batch["reader_ids"][row], batch["reader_segments"][row])]
+    assert batch["evidence"][row] == any(f" {answer} " in f" {text} " for text in texts), tokenizer.spell(batch["targets"][row])
+  assert 0 < batch["evidence"].mean() < 1
+
+
 def test_the_reader_warms_up_on_holders(made, parts, monkeypatch):
   table, tokenizer, _ = parts
   batches, kept = pretrain.Batches(made, table, tokenizer), []

@@ -14,6 +14,8 @@ RETRIEVER_LOSSES = (MARGINAL, DISTILLATION)
 class RealmModel(keras.Model):
   """p(y|x) = Σ_z p(y|z,x) p(z|x) over the candidates of each query.
 
+  A batch may say in `evidence` [B] which queries the retriever learns from: 0 leaves a query to the reader alone.
+
   Args:
     retriever: scores the candidates; None reads a single candidate (the reader's warm-up).
     reader: predicts the masked word pieces.
@@ -95,6 +97,8 @@ class RealmModel(keras.Model):
     if self.batch_candidates:
       token_log_probs, scores = losses.with_unread(
         token_log_probs, scores, y_pred["unread_scores"], x["unread"])
+    if "evidence" in x:
+      scores = _gradient_where(x["evidence"], scores)
     result = losses.marginal_masked_lm(
       token_log_probs, ops.stop_gradient(scores) if self.distils else scores, x["target_mask"],
       per_token=self.per_token)
@@ -123,3 +127,9 @@ class RealmModel(keras.Model):
   @property
   def metrics(self):
     return list(self.means.values())
+
+
+def _gradient_where(which, scores):
+  """The same scores [B, C]; no gradient flows back from the rows where `which` [B] is 0."""
+  which = ops.expand_dims(which, -1)
+  return which * scores + (1 - which) * ops.stop_gradient(scores)
