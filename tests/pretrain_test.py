@@ -58,6 +58,7 @@ def run(toy, tmp_path_factory) -> Run:
 
   retrieval_candidates = retrieval.candidates
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pretrain, "tell_start", lambda *unused: None)  # it has candidates, too
     patch.setattr(retrieval, "candidates", recorded)
     patch.chdir(REPOSITORY)  # where the refresh job is started
     last = pretrain.pretrain(config, workdir)
