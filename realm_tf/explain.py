@@ -96,6 +96,7 @@ class BlankText:
       targets=np.zeros_like(positions),
       target_mask=(positions > 0).astype(np.float32),
       own_passages=np.array([[NULL_PASSAGE]], np.int32),
+      holders=np.array([[NULL_PASSAGE]], np.int32),
     )
 
   def split(self, pieces: Sequence[int]) -> list[Sequence[int]]:

@@ -258,7 +258,7 @@ def fine_tuning(config, config_path: str, overrides: Mapping[str, object], *, na
       differs={f"finetune.{key}": value for key, value in differs.items()},
       inputs=(config.passages, config.finetune.questions, *dev, *inputs),
       outputs=(_snapshot(workdir, config.finetune.steps),),
-      sections=("seed", "optimizer", "encoder", "retriever", "finetune"))]
+      sections=("seed", "optimizer", *(() if config.finetune.reader else ("encoder",)), "retriever", "finetune"))]
   if config.evaluate.questions:
     output = predictions(config, name)
     found.append(Stage(

@@ -9,6 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from ml_collections import config_dict
 from safetensors import numpy as safetensors
 
@@ -184,6 +185,9 @@ def test_a_reader_that_copies_mixes_the_vocabulary_with_the_passage():
         wanted[n, m, ids[n, at]] += copy * weight
   np.testing.assert_allclose(wanted.sum(-1), 1)
   np.testing.assert_allclose(np.exp(np.array(reader(inputs), np.float64)), wanted, atol=1e-5)
+  signature = [{name: tf.TensorSpec([None, None] if name == "mask_positions" else [None, 20], tf.int32) for name in inputs}]
+  served = tf.function(lambda inputs: reader(inputs), input_signature=signature)
+  np.testing.assert_allclose(np.exp(served(inputs).numpy()), wanted, atol=1e-5, err_msg="in a graph of any number of rows and masks")
   got = np.exp(np.array(reader.log_likelihoods(inputs, targets), np.float64))
   np.testing.assert_allclose(got, np.take_along_axis(wanted, targets[..., None], 2)[..., 0], atol=1e-5)
   np.testing.assert_allclose(wanted[3], written[3], err_msg="without a passage")

@@ -50,9 +50,9 @@ class MaskedReader(keras.Model):
     if copying is None:
       return logits
     token_ids, attention = inputs["token_ids"], copying.attention  # [N, L], [N, M, L]
-    size = logits.shape[-1]
-    rows = ops.reshape(ops.arange(ops.size(attention[..., 0])), (-1, attention.shape[1], 1)) * size  # [N, M, 1]
-    places = rows + ops.cast(ops.expand_dims(token_ids, 1), rows.dtype)  # in [N * M * V]
+    num, masks, _ = ops.shape(attention)
+    rows = ops.reshape(ops.arange(num * masks), (num, masks, 1)) * logits.shape[-1]
+    places = rows + ops.cast(ops.expand_dims(token_ids, 1), rows.dtype)  # [N, M, L], in [N * M * V]
     copied = ops.segment_sum(
       ops.reshape(attention, (-1,)), ops.reshape(places, (-1,)), num_segments=ops.size(logits))
     return copying.mix(ops.log_softmax(logits, axis=-1), ops.reshape(copied, ops.shape(logits)))
