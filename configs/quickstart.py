@@ -108,6 +108,7 @@ def get_config():
       batch_candidates=False,  # p(z|x) is over the candidates of the whole batch, not over the query's own alone
       retriever_loss="marginal",  # the paper's; or "perplexity_distillation" (Atlas)
       null_passage=True,
+      pool=0,  # the retrieved candidates are drawn at random from so many of the best; 0: they are the best
       drop_own_passage=True,  # trivial retrievals
       own_passages=0.0,  # share of each batch that keeps them, which are not trivial for queries of few words
       sampling="sentences",  # an epoch has each once; "passages": one span of each, as released

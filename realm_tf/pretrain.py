@@ -99,13 +99,14 @@ class Batches:
       given[keeps_own, 0] = queries.own_passages[keeps_own, 0]
     share = max(0.0, 1 - 2 * step / max(section.steps, 1))
     given = np.where(rng.random(given.shape) < share, given, examples.NULL_PASSAGE)
-    return self.with_candidates(queries, indexed=indexed, given=given, keeps_own=keeps_own)
+    return self.with_candidates(queries, indexed=indexed, given=given, keeps_own=keeps_own, rng=rng)
 
   def with_candidates(self, queries: examples.MaskedQueries, *, indexed: retrieval.IndexedRetriever, given: np.ndarray,
-                      keeps_own: np.ndarray | bool = False) -> dict[str, np.ndarray]:
+                      rng: np.random.Generator, keeps_own: np.ndarray | bool = False) -> dict[str, np.ndarray]:
     """What REALM reads for masked queries.
 
     Args:
+      rng: of the draw from `realm.pool`.
       given: [B, G] candidates besides the null passage and those that the index gives; then NULL_PASSAGE.
       keeps_own: [B] bool, whose own passage may be a candidate whatever `realm.drop_own_passage` says.
     """
@@ -113,7 +114,7 @@ class Batches:
     dropped = np.where(np.reshape(keeps_own, [-1, 1]), examples.NULL_PASSAGE, queries.own_passages)
     numbers = retrieval.candidates(
         indexed, query_ids, num=section.num_candidates, null=section.null_passage, given=given,
-        own_passages=dropped if section.drop_own_passage else None)
+        own_passages=dropped if section.drop_own_passage else None, pool=section.pool, rng=rng)
     batch = self._pack(queries, query_ids, numbers)
     if section.batch_candidates:
       batch["unread"] = examples.unread_passages(queries, numbers)
@@ -371,7 +372,8 @@ def tell_start(model: RealmModel, batches: Batches, first: retrieval.IndexedRetr
   found, utilities = [], []
   for at in range(0, len(rows), size):
     part = batches.cropped(examples.rows_of(queries, rows[at : at + size]), rng)
-    batch = batches.with_candidates(part, indexed=first, given=examples.draw_holders(part, section.holders, rng))
+    given = examples.draw_holders(part, section.holders, rng)
+    batch = batches.with_candidates(part, indexed=first, given=given, rng=rng)
     found += list(examples.evidence(batch, tokenizer=batches.tokenizer))
     utilities.append((len(part.ids), model.test_on_batch(batch, return_dict=True)["retrieval_utility"]))
     model.reset_metrics()

@@ -96,6 +96,8 @@ def candidates(
   own_passages: np.ndarray | None,
   null: bool,
   given: np.ndarray | None = None,
+  pool: int = 0,
+  rng: np.random.Generator | None = None,
 ) -> np.ndarray:
   """Candidates of each query (REALM, sections 3.3 and 3.4).
 
@@ -107,6 +109,8 @@ def candidates(
     null: put the null passage first.
     given: [B, G] passages that are candidates in any case, in place of the worst that would be retrieved;
       NULL_PASSAGE where there are fewer.
+    pool: those retrieved are drawn at random from so many of the best; 0: they are the best.
+    rng: of the draw.
 
   Returns:
     [B, C] int32 passage numbers: the null passage, the given ones, then those retrieved, best first.
@@ -120,11 +124,15 @@ def candidates(
   wanted = num - null
   if not wanted:
     return found
-  depth = max(wanted, min(wanted + excluded.shape[1], indexed.num_rows))
+  depth = max(wanted, min(max(wanted, pool) + excluded.shape[1], indexed.num_rows))
   numbers = indexed.search(query_ids, depth).numbers
   kept = (numbers == index.MISSING) | ~examples.contains(excluded, numbers)
   for row, (near, keep, sure) in enumerate(zip(numbers, kept, given)):
-    chosen = np.concatenate([sure[sure != NULL_PASSAGE], near[keep]])[:wanted]
+    near, sure = near[keep], sure[sure != NULL_PASSAGE]
+    if pool:
+      num = min(wanted - len(sure), len(near[:pool]))
+      near = near[np.sort(rng.choice(len(near[:pool]), num, replace=False))]
+    chosen = np.concatenate([sure, near])[:wanted]
     found[row, null : null + len(chosen)] = chosen
   return found
 

@@ -403,6 +403,19 @@ def test_given_candidates_stand_before_those_retrieved(num, null, wanted):
   assert got.tolist() == wanted
 
 
+def test_candidates_may_be_drawn_from_a_pool_of_the_best():
+  """The best first, none twice, none from behind the pool; a given one has its place beside them."""
+  rows = [[5, 3, 4, 6, 2, 1, 0]] * 2
+  own, given = np.array([[3], [examples.NULL_PASSAGE]]), np.array([[4], [examples.NULL_PASSAGE]])
+  drawn = set()
+  for seed in range(60):
+    got = retrieval.candidates(
+      Given(rows), np.zeros([2, 4], np.int32), num=4, null=True, own_passages=own, given=given, pool=3, rng=np.random.default_rng(seed))
+    assert got[0, :2].tolist() == [-1, 4] and got[1].tolist() == [-1, 5, 3, 4], "a pool of three for three places"
+    drawn.add(tuple(got[0, 2:]))
+  assert drawn == {(5, 6), (5, 2), (6, 2)}
+
+
 def test_copies_of_a_passage_are_dropped_with_it():
   got = retrieval.candidates(
     Given([[5, 3, 4, 6, 2, 1]] * 2),
