@@ -58,7 +58,8 @@ def get_config(preset: str = ""):
   # ---- REALM ----
   c.realm.init = run + "/recurring_spans"
   c.realm.update(
-      steps=300, learning_rate=5e-4, retriever_learning_rate_ratio=0.5,
+      steps=300, learning_rate=5e-4,
+      retriever_learning_rate_ratio=0.1,  # with 0.5 or more it loses what recurring spans taught it
       query_words=(5, 16), own_passages=0.5, holders=2, with_holders=0.5, batch_candidates=True, checkpoint_every=100)
 
   c.finetune.questions = ""  # give yours, or none
@@ -83,7 +84,7 @@ def _start_from(c, preset: str) -> None:
       scale=(20 / 384) ** 0.5)  # the encoder's own temperature
   c.ict.steps = 0
   c.recurring_spans.update(steps=80, batch_size=32, learning_rate=3e-5, log_every=20, checkpoint_every=20)
-  c.realm.update(steps=80, batch_size=16, learning_rate=5e-4, retriever_learning_rate_ratio=0.06, log_every=20, checkpoint_every=20)
+  c.realm.update(steps=80, batch_size=16, learning_rate=5e-4, retriever_learning_rate_ratio=0.02, log_every=20, checkpoint_every=20)
 
 
 def _folder(preset: str) -> str:
