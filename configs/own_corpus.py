@@ -1,4 +1,4 @@
-"""Your own corpus and questions in one command, for two CPU cores and an evening.
+"""Your own corpus and questions in one command, of a size for two CPU cores. It has not been timed yet.
 
     python -m realm_tf.pipeline --config=configs/own_corpus.py --config.corpus.knowledge='docs/*.jsonl' \\
         --config.finetune.questions=train.jsonl --config.evaluate.questions=test.jsonl

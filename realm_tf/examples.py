@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from realm_tf import artifacts, holders, passages
+from realm_tf.holders import NULL_PASSAGE
 from realm_tf.passages import PassageTable, Ragged
 from realm_tf.tokenization import Tokenizer
 
 SPANS_KIND = "spans"
 _ROUNDS = 8  # of the permutation of an epoch's rows
-NULL_PASSAGE = -1  # passage number of the empty candidate
 
 # There are no loops in these graphs, and on ragged ops this optimizer logs warnings that nothing else can silence.
 tf.config.optimizer.set_experimental_options({"loop_optimization": False})
@@ -647,12 +647,20 @@ class MaskedSentences:
     """The sentences with a span that other passages hold, few enough of them."""
     return len(self._rows_with_holders)
 
-  def held_out(self) -> MaskedQueries | None:
-    """The sentences that no batch has, each with one of its spans masked; always the same. None without any."""
+  def held_out(self, *, with_holders: bool = False) -> MaskedQueries | None:
+    """The sentences that no batch has, each with one of its spans masked; always the same. None without any.
+
+    Args:
+      with_holders: only those whose masked span has `holders`.
+    """
     if not len(self._held_out):
       return None
     rng = np.random.default_rng([0, 13])
-    return self._mask(self._held_out, [self._draw(row, rng) for row in self._held_out])
+    queries = self._mask(self._held_out, [self._draw(row, rng) for row in self._held_out])
+    if not with_holders:
+      return queries
+    rows = np.flatnonzero(queries.holders[:, 0] != NULL_PASSAGE)
+    return rows_of(queries, rows) if len(rows) else None
 
   def batch(self, step: int, *, batch_size: int, seed: int, by_passage: bool = False, with_holders: float = 0.0) -> MaskedQueries:
     """The masked queries of a step, a pure function of it and the seed.

@@ -27,7 +27,7 @@ KIND = "holders"  # of the record files
 MAX_HOLDERS = 20  # other passages: a phrase that more of them hold tells too little
 MAX_WORDS = 10  # of a phrase
 NO_PHRASE = 0
-NO_PASSAGE = -1
+NULL_PASSAGE = -1  # passage number of the empty candidate
 
 _MULTIPLIER = np.uint64(0x94D049BB133111EB)  # 3 modulo 4: the words' order counts too
 _CACHED_WORDS = 1 << 18
@@ -192,7 +192,7 @@ class Holders:
     starts = self.passages.splits[self.phrases.searchsorted(phrases, "left")]
     ends = self.passages.splits[self.phrases.searchsorted(phrases, "right")]
     at = starts[:, None] + np.arange(MAX_HOLDERS + 1)  # [N, MAX_HOLDERS + 1]
-    found = np.full(at.shape, NO_PASSAGE, np.int32)
+    found = np.full(at.shape, NULL_PASSAGE, np.int32)
     held = at < ends[:, None]
     found[held] = self.passages.values[at[held]]
     return found

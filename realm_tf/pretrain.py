@@ -24,6 +24,7 @@ from realm_tf.models.realm import RETRIEVER_LOSSES, RealmModel
 from realm_tf.models.retriever import Retriever
 from realm_tf.optimizer import bert_optimizer
 from realm_tf.progress import read_metrics
+from realm_tf.recurring_spans import HELD_OUT_RECALL
 
 SAMPLINGS = ("sentences", "passages")  # what an epoch has once each
 _START_CLOZES = 256  # held-out clozes that tell what REALM starts with
@@ -418,17 +419,15 @@ def recall_of(config, sentences: examples.MaskedSentences, tokenizer, matcher: m
 
 def held_out_recall(config, sentences: examples.MaskedSentences, tokenizer) -> Callable[[retrieval.IndexedRetriever], dict]:
   """Measures how often another passage that holds the masked span of a held-out sentence is among the first five of the corpus."""
-  queries = sentences.held_out()
-  rows = [] if queries is None else np.flatnonzero(queries.holders[:, 0] != examples.NULL_PASSAGE)
-  if not len(rows):
+  queries = sentences.held_out(with_holders=True)
+  if queries is None:
     return lambda indexed: {}
-  queries = examples.rows_of(queries, rows)
   query_ids = examples.pack_queries(queries.ids.tensor(), tokenizer=tokenizer, length=config.retriever.query_length).numpy()
 
   def measure(indexed: retrieval.IndexedRetriever) -> dict[str, float]:
     num = min(5, indexed.num_rows)
     numbers = retrieval.candidates(indexed, query_ids, num=num, own_passages=queries.own_passages, null=False)
-    return {"held_out_recall_at_5": float(examples.contains(queries.holders, numbers).any(axis=1).mean())}
+    return {HELD_OUT_RECALL: float(examples.contains(queries.holders, numbers).any(axis=1).mean())}
 
   return measure
 

@@ -17,6 +17,7 @@ from realm_tf.models.retriever import Retriever
 from realm_tf.passages import PassageTable
 from realm_tf.tokenization import Tokenizer
 
+HELD_OUT_RECALL = "held_out_recall_at_5"  # in metrics.jsonl
 _MOST_PASSAGES = 5000  # that held-out sentences are searched among
 _ROWS_AT_ONCE = 64  # embedded together
 
@@ -124,13 +125,12 @@ class HeldOutRecall:
   """
 
   def __init__(self, retriever: Retriever, sentences: MaskedSentences, table: PassageTable, *, tokenizer: Tokenizer):
-    queries = sentences.held_out()
-    rows = [] if queries is None else np.flatnonzero(queries.holders[:, 0] != NULL_PASSAGE)
-    if not len(rows):
+    queries = sentences.held_out(with_holders=True)
+    if queries is None:
       raise UserError(
         f"no held-out sentence of {sentences.folder!r} has a span that other passages hold, so its recall cannot be "
-        "measured. Set ict.eval_every to 0, or give more passages.")
-    self._own, self._holders = queries.own_passages[rows], queries.holders[rows]
+        "measured. Set eval_every to 0, or give more passages.")
+    self._own, self._holders = queries.own_passages, queries.holders
     wanted = np.setdiff1d(self._holders, [NULL_PASSAGE])[:_MOST_PASSAGES]
     others = np.setdiff1d(np.arange(len(table)), wanted)
     num_others = min(len(others), _MOST_PASSAGES - len(wanted))
@@ -138,7 +138,7 @@ class HeldOutRecall:
     self._numbers = np.sort(np.concatenate([wanted, others]))
     titles, texts = examples.gather_passages(table, self._numbers)
     self._query_ids = examples.pack_queries(
-      queries.ids.gather(rows), tokenizer=tokenizer, length=retriever.query_length)
+      queries.ids.tensor(), tokenizer=tokenizer, length=retriever.query_length)
     self._passages = examples.pack_passages(
       titles, texts, tokenizer=tokenizer, length=retriever.passage_length, title_length=retriever.title_length)
     self._embed_queries = tf.function(retriever.embed_queries)

@@ -12,10 +12,8 @@ from realm_tf.examples import MaskedSentences
 from realm_tf.models.in_batch import InBatchModel
 from realm_tf.optimizer import bert_optimizer
 from realm_tf.passages import PassageTable
-from realm_tf.recurring_spans import HeldOutRecall
+from realm_tf.recurring_spans import HELD_OUT_RECALL, HeldOutRecall
 from realm_tf.tokenization import Tokenizer
-
-HELD_OUT_RECALL = "held_out_recall_at_5"
 
 
 class Batches(Protocol):

@@ -11,7 +11,7 @@ from benchmarks import question_sets
 from benchmarks.accelerator.packed import NONE, Packed, firsts
 from realm_tf import (
   artifacts, bm25, examples, metrics, passages, published, settings)
-from realm_tf.holders import MAX_HOLDERS, NO_PASSAGE, Holders
+from realm_tf.holders import MAX_HOLDERS, NULL_PASSAGE, Holders
 from realm_tf.passages import PassageTable
 
 _DEPTH = 20  # of BM25's list
@@ -163,7 +163,7 @@ def _clozes(
   starts, ends, phrases = np.array(list(itertools.chain(*spans)), np.int64).reshape(-1, 3).T
   useful = np.unique(phrases)
   held = Holders.load(folder).of(useful)
-  several = held[:, 1] != NO_PASSAGE  # the span's own passage and another one
+  several = held[:, 1] != NULL_PASSAGE  # the span's own passage and another one
   useful, held = useful[several], held[several]
   if not len(useful):
     raise artifacts.UserError(
@@ -176,8 +176,8 @@ def _clozes(
     "span_starts": starts.astype(np.uint8),
     "span_ends": ends.astype(np.uint8),
     "span_phrases": np.where(useful[at] == phrases, at, NONE).astype(np.int32),
-    "phrase_passages": held[held != NO_PASSAGE],
-    "phrase_counts": np.sum(held != NO_PASSAGE, axis=1).astype(np.uint16),
+    "phrase_passages": held[held != NULL_PASSAGE],
+    "phrase_counts": np.sum(held != NULL_PASSAGE, axis=1).astype(np.uint16),
   }
 
 

@@ -15,7 +15,7 @@ ranks that all tables come from; table.txt, results.json and recall.png, written
 system. Choose by the dev half; `--halves=test` or `--halves=dev,test` asks for the other one. Run
 again, it goes on where it was.
 
-Hardware and time, three seeds, all systems, two CPU cores: HOURS for covid, HOURS for wikipedia.
+It has not been run whole on these corpora yet, so the hours it takes are not known.
 """
 
 import argparse

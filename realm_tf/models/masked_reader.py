@@ -18,7 +18,7 @@ class MaskedReader(keras.Model):
     query_length, length: word pieces of the packed query and of the whole input.
     max_masks: M.
     copies: a masked word piece may also be copied from the passage (`Pointer`). The paper's reader has no such part; a small
-      one learns with it from a hundredth of the examples to use what it reads.
+      one learns with it much sooner to use what it reads.
   """
 
   def __init__(self, *, architecture: dict, query_length: int = 96, length: int = 384, max_masks: int = 10,
