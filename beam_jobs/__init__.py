@@ -1,8 +1,10 @@
-"""Apache Beam jobs; each module is a program."""
+"""Apache Beam jobs."""
 
-import logging
+import sys
 
-import realm_tf  # before TensorFlow is imported, for its log level
+from realm_tf import cli
 
-# Beam says on every start that BigQuery's client is not installed.
-logging.getLogger().addFilter(lambda record: "apitools not found" not in record.getMessage())
+# Beam starts its worker processes itself; they import this package when they unpickle a job's
+# functions.
+if any("apache_beam.runners.worker.sdk_worker" in word for word in sys.orig_argv):
+  cli.set_switches()

@@ -1,50 +1,44 @@
-"""The articles of a corpus, in any of a few formats, whole or broken, and their sentences."""
+"""Reads the articles of a corpus in any format, and splits them into sentences."""
 
 import dataclasses
-import html
 import io
 import itertools
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 import sentencex
 
-from beam_jobs import sources
-from realm_tf import json_lines
-from realm_tf.json_lines import BadRecord, Piece
+from beam_jobs import documents, file_formats, pages, pdf, sources, tables
+from beam_jobs.documents import Document
+from realm_tf.storage import json_lines, json_values, packed_files
+from realm_tf.storage.json_lines import BadRecord
+from realm_tf.storage.json_values import Piece
 
-# the longest Wikipedia article has well under half of this; longer texts are read in parts
-_MAX_ARTICLE_BYTES = 2_000_000
 _DROPPED_TITLE = re.compile(r"(List|Index|Outline) of |.*\(disambiguation\)")
-_EXTRACTED_URL = re.compile(r"\?curid=\d+$")  # WikiExtractor's, in every record that it writes
-_ATTRIBUTE = re.compile(r'([A-Za-z_:-]+)="')
-_LAST_ATTRIBUTE = re.compile(r'"\s+[A-Za-z_:-]+="[^"]*"$')
-_MAX_HEADER_CHARS = 4000  # a Wikipedia title has at most 255 bytes
-_HEADING = re.compile(
-  r"[^\s.!?]+( [^\s.!?]+){0,5}\."
-)  # WikiExtractor writes section titles as "Early life."
+# WikiExtractor writes section titles as "Early life."
+_HEADING = re.compile(r"[^\s.!?]+( [^\s.!?]+){0,5}\.")
 
 
 class Rejected(Exception):
-  """An article that is dropped; its text is the reason, as counted in info.json."""
+  """Raised for an article that is dropped; the message is the reason counted in info.json."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Article:
-  """One article as it stands in its file, or a part of a very long one, or the reason why there is
-  none.
+  """An article as read from its file, a part of a very long one, or the reason for rejecting it.
 
   Attributes:
-    at: byte offset in the (unpacked) file.
-    line: the line that it begins on, from 1, counted from its chunk's beginning.
-    title, text: as written; where it is rejected, the beginning of what was found.
+    at: byte offset in the (unpacked) file; for rows, sections and pages the same as line.
+    line: the line on which it begins, from 1, counted from the beginning of its chunk. For tables
+      it is the row, for HTML and Markdown the section, for PDF the page.
+    title, text: as written; for a rejected article, the beginning of what was found.
     reason: why it is rejected, or empty.
-    why: the same for people, with what was found, or empty.
-    part: 0, or the number of a further part of the article before.
-    is_extracted: WikiExtractor made it, so that its rules hold: some titles are dropped, and a
-      title's own line.
+    why: the reason as a readable message that shows what was found, or empty.
+    part: 0, or the number of a further part of the preceding article.
+    is_extracted: whether WikiExtractor wrote it. If so, articles with certain titles are dropped,
+      and so is a first line that repeats the title.
+    document: what identifies it when the corpus is updated: an id, or the title.
   """
 
   at: int
@@ -55,21 +49,25 @@ class Article:
   why: str = ""
   part: int = 0
   is_extracted: bool = False
+  document: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Document:
-  title: str
-  text: str
-  is_extracted: bool = False
+_READERS = {
+  "html": pages.html,
+  "markdown": pages.markdown,
+  "parquet": tables.parquet,
+  "arrow": tables.arrow,
+  "arrow_stream": tables.arrow_stream,
+  "pdf": pdf.read,
+}
 
 
 class Articles:
-  """The articles of one chunk in order, the broken ones marked; raises for nothing that the file
-  holds.
+  """Iterates over the articles of a chunk in order; broken ones are marked, not raised.
 
   Attributes:
-    num_lines: how many lines begin in the chunk; known when the last article was read.
+    num_lines: how many lines (or rows, sections) begin in the chunk; final once the last article
+      has been read.
   """
 
   def __init__(self, chunk: sources.Chunk):
@@ -78,7 +76,7 @@ class Articles:
   def __iter__(self) -> Iterator[Article]:
     source = self._chunk.source
     if source.reason:
-      yield Article(0, 1, "", "", source.reason)
+      yield Article(0, 1, "", "", source.reason, file_formats.ADVICE.get(source.reason, ""))
       return
     with sources.open_(source.path) as plain:
       read = {
@@ -86,98 +84,127 @@ class Articles:
         "jsonl": self._lines,
         "json": self._values,
         "text": self._text,
-      }[source.format]
+      }.get(source.format, self._numbered)
       try:
-        for article in read(plain if source.is_plain else json_lines.unpacked(plain)):
+        for article in read(plain if source.is_plain else packed_files.unpacked(plain)):
           self._at = article.at
           yield article
-      except json_lines.Unreadable as error:
+      except packed_files.Unreadable as error:
         yield Article(self._at, max(self.num_lines, 1), "", "", str(error))
 
   def _lines(self, file: BinaryIO) -> Iterator[Article]:
-    for piece in json_lines.lines(file, self._chunk.start):
+    for piece in json_values.lines(file, self._chunk.start):
       if piece.at >= self._chunk.end:
         return
       self.num_lines = piece.line
       if piece.raw.strip():
-        yield from _articles(piece, _parse_json)
+        yield from _parsed(piece, documents.parse_json)
 
-  def _values(self, file: io.BufferedReader) -> Iterator[Article]:
-    for piece in json_lines.values(file):
+  def _values(self, file) -> Iterator[Article]:
+    for piece in json_values.values(file):
       self.num_lines = piece.line
-      yield from _articles(piece, _parse_json)
+      yield from _parsed(piece, documents.parse_json)
 
   def _docs(self, file: BinaryIO) -> Iterator[Article]:
-    """A chunk owns all lines from the first `<doc` in its range to the first `<doc` after it."""
-    doc, size, owned = [], 0, self._chunk.start == 0
-    for piece in json_lines.lines(file, self._chunk.start, limit=_MAX_ARTICLE_BYTES):
+    """Yields the articles of a chunk: from the first `<doc` in its range to the first after it."""
+    doc: list[Piece] = []
+    size, owned = 0, self._chunk.start == 0
+    for piece in json_values.lines(file, self._chunk.start, limit=documents.MAX_ARTICLE_BYTES):
       begins = piece.raw.startswith(b"<doc ")
       if begins and doc:
-        yield from _articles(_joined(doc), _parse_doc)
+        yield from _parsed(_joined(doc), documents.parse_doc)
       if piece.at < self._chunk.end:
         self.num_lines = piece.line
       elif begins:
         return
       if begins or not doc:
         doc, size, owned = [], 0, owned or begins
-      if owned and (doc or piece.raw.strip()) and size <= _MAX_ARTICLE_BYTES:
+      if owned and (doc or piece.raw.strip()) and size <= documents.MAX_ARTICLE_BYTES:
         doc.append(piece)
         size += len(piece.raw)
       if doc and piece.raw.startswith(b"</doc>"):
-        yield from _articles(_joined(doc), _parse_doc)
+        yield from _parsed(_joined(doc), documents.parse_doc)
         doc = []
     if doc:
-      yield from _articles(_joined(doc), _parse_doc)
+      yield from _parsed(_joined(doc), documents.parse_doc)
 
   def _text(self, file: BinaryIO) -> Iterator[Article]:
-    """The whole file is one article, titled by the file's name."""
-    title = os.path.splitext(sources.PACKED.sub("", os.path.basename(self._chunk.source.path)))[0]
+    """Yields the whole file as one article, whose title is the name of the file."""
     at, self.num_lines = 0, 1
     for part, raw in enumerate(_parts(file)):
-      place = {"at": at, "line": self.num_lines, "part": part}
+      begin, line = at, self.num_lines
       at, self.num_lines = at + len(raw), self.num_lines + raw.count(b"\n")
       try:
-        text = raw.removeprefix(b"" if part else json_lines.BOM).decode().strip()
-        reason = "binary_file" if sources.is_binary(raw) else ""
+        text = raw.removeprefix(b"" if part else packed_files.BOM).decode().strip()
+        reason = "binary_file" if file_formats.is_binary(raw) else ""
       except UnicodeDecodeError:
         text, reason = json_lines.shown(raw), "bad_utf8"
-      yield Article(title=" ".join(title.split()), text=text, reason=reason, **place)
+      title = self._chunk.source.title
+      yield Article(begin, line, title, text, reason, part=part, document=title)
+
+  def _numbered(self, file: BinaryIO) -> Iterator[Article]:
+    """Yields the rows, sections or pages of a file."""
+    try:
+      for number, found in _READERS[self._chunk.source.format](file, self._chunk):
+        self.num_lines = number
+        yield from _articles(number, number, found)
+    except BadRecord as error:  # of the whole file
+      yield from _articles(self.num_lines + 1, self.num_lines + 1, error)
 
 
 def _joined(doc: list[Piece]) -> Piece:
   return doc[0]._replace(raw=b"".join(piece.raw for piece in doc))
 
 
-def _articles(piece: Piece, parse) -> Iterator[Article]:
-  """The article that a record holds, in parts where it is very long."""
+def _parsed(piece: Piece, parse: Callable[[bytes], Document]) -> Iterator[Article]:
+  """Yields the article of a record."""
+  found: Document | BadRecord
   try:
-    document = parse(piece.raw)
-    if not json_lines.is_writable(document.title + document.text):
-      raise BadRecord("bad_utf8", json_lines.HALF_A_PAIR)
+    found = parse(piece.raw)
   except BadRecord as error:
-    yield Article(piece.at, piece.line, "", json_lines.shown(piece.raw), error.code, str(error))
+    found = error
+  yield from _articles(piece.at, piece.line, found, raw=piece.raw)
+
+
+def _articles(
+  at: int, line: int, found: Document | BadRecord, *, raw: bytes = b""
+) -> Iterator[Article]:
+  """Yields an article, in parts if it is very long."""
+  if isinstance(found, Document) and not json_lines.is_writable(
+    found.title + found.text + found.id
+  ):
+    found = BadRecord("bad_utf8", json_lines.HALF_A_PAIR)
+  if isinstance(found, BadRecord):
+    yield Article(at, line, "", json_lines.shown(raw), found.code, str(found))
     return
-  title, text = " ".join(document.title.split()), document.text.strip()
-  for part, raw in enumerate(_parts(io.BytesIO(text.encode()))):
+  title, text = " ".join(found.title.split()), found.text.strip()
+  for part, data in enumerate(_parts(io.BytesIO(text.encode()))):
     yield Article(
-      piece.at, piece.line, title, raw.decode(), part=part, is_extracted=document.is_extracted
+      at,
+      line,
+      title,
+      data.decode(),
+      part=part,
+      is_extracted=found.is_extracted,
+      document=found.id or title,
     )
 
 
 def _parts(file: BinaryIO) -> Iterator[bytes]:
-  """A text in parts of at most _MAX_ARTICLE_BYTES that end with a line, else with a sentence, a
-  word, a character.
+  """Splits a text into parts of at most documents.MAX_ARTICLE_BYTES.
+
+  A part ends at the end of a line if possible, else of a sentence, a word, or a character.
   """
   data, more = b"", None
   while more != b"":
     try:
-      more = file.read(_MAX_ARTICLE_BYTES)
-    except json_lines.Unreadable:
+      more = file.read(documents.MAX_ARTICLE_BYTES)
+    except packed_files.Unreadable:
       if data:
         yield data
       raise
     data += more
-    while len(data) > _MAX_ARTICLE_BYTES:
+    while len(data) > documents.MAX_ARTICLE_BYTES:
       end = _end_of_part(data)
       yield data[:end]
       data = data[end:]
@@ -185,78 +212,24 @@ def _parts(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _end_of_part(data: bytes) -> int:
+  limit = documents.MAX_ARTICLE_BYTES
   for mark in (b"\n", b". ", b" "):
-    if (found := data.rfind(mark, _MAX_ARTICLE_BYTES // 2, _MAX_ARTICLE_BYTES)) >= 0:
+    if (found := data.rfind(mark, limit // 2, limit)) >= 0:
       return found + len(mark)
-  end = _MAX_ARTICLE_BYTES
+  end = limit
   while end > 1 and data[end] & 0xC0 == 0x80:  # inside a character
     end -= 1
   return end
 
 
-def _parse_doc(raw: bytes) -> _Document:
-  """WikiExtractor's `<doc id=".." url=".." title="..">`, the text, `</doc>`."""
-  if len(raw) > _MAX_ARTICLE_BYTES:
-    raise BadRecord("too_long", f"it is longer than {_MAX_ARTICLE_BYTES:,} bytes")
-  header, _, rest = raw.partition(b"\n")
-  if not header.startswith(b"<doc "):
-    raise BadRecord("outside_doc", "it stands outside of <doc>")
-  body, closed, _ = rest.rpartition(b"</doc>")
-  if not closed:
-    raise BadRecord("unclosed_doc", "</doc> is missing")
-  try:
-    return _extracted(_title_of(header.decode()), body.decode())
-  except UnicodeDecodeError:
-    raise BadRecord("bad_utf8", "it is not UTF-8") from None
-
-
-def _extracted(title: str, text: str) -> _Document:
-  """WikiExtractor writes &, < and > as entities."""
-  return _Document(html.unescape(title), html.unescape(text), is_extracted=True)
-
-
-def _title_of(header: str) -> str:
-  """The title in `<doc id=".." title="..">`, whatever attributes stand around it; quotes inside it
-  are not escaped.
-
-  Raises:
-    BadRecord: there is none.
-  """
-  rest = header.strip().removeprefix("<doc ").removesuffix(">").strip()
-  while (attribute := _ATTRIBUTE.match(rest)) and attribute[1] != "title":
-    rest = rest[attribute.end() :].partition('"')[2].lstrip()
-  if not attribute or not rest.endswith('"') or len(header) > _MAX_HEADER_CHARS:
-    raise BadRecord("bad_record", "<doc> has no title")
-  rest = rest[attribute.end() :]
-  while after := _LAST_ATTRIBUTE.search(rest):
-    rest = rest[: after.start() + 1]
-  return rest[:-1]
-
-
-def _parse_json(raw: bytes) -> _Document:
-  """`{"title": str, "text": str}`, which is also what `WikiExtractor --json` writes."""
-  record = json_lines.parse(raw)
-  title, text = record.get("title"), record.get("text")
-  if not isinstance(title, str) or not isinstance(text, str):
-    found = ", ".join(
-      f"{name}: {type(value).__name__}" for name, value in itertools.islice(record.items(), 10)
-    )
-    raise BadRecord("bad_record", f"wanted title and text, both text; found {found or 'nothing'}")
-  if isinstance(url := record.get("url"), str) and _EXTRACTED_URL.search(url):
-    if len(raw) > _MAX_ARTICLE_BYTES:
-      raise BadRecord("too_long", f"it is longer than {_MAX_ARTICLE_BYTES:,} bytes")
-    return _extracted(title, text)
-  return _Document(title, text)
-
-
 def sentences_of(article: Article) -> list[str]:
-  """Whole sentences of an article, each with single spaces.
+  """Splits an article into whole sentences, each with single spaces.
 
-  A section title ("Early life.") is put before the first sentence under it: alone it would say
-  nothing as a query.
+  A section title ("Early life.") is prepended to the first sentence under it: alone it would be
+  meaningless as a query.
 
   Raises:
-    Rejected: the article is broken, of a kind that holds no prose, or a title alone.
+    Rejected: the article is broken, of a kind that holds no prose, or only a title.
   """
   if article.reason:
     raise Rejected(article.reason)
@@ -270,7 +243,8 @@ def sentences_of(article: Article) -> list[str]:
     and (article.is_extracted or len(lines) > 1)
   ):
     lines.pop(0)
-  sentences, heading = [], ""
+  sentences: list[str] = []
+  heading = ""
   for line, after in itertools.zip_longest(lines, lines[1:], fillvalue=""):
     if after and _HEADING.fullmatch(line) and not _HEADING.fullmatch(after):
       heading = f"{line} "

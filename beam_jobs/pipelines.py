@@ -1,69 +1,83 @@
-"""How every job starts: one place for Beam's runner, the command line, and what people see when a job fails.
+"""Beam's runner and options, shared by all jobs.
 
-A job's command line is `python -m beam_jobs.JOB --its=flags -- --beam_options`: absl reads what stands before the `--`, and
-hands `main` the list [program, everything after `--`].
+The command line of a job is `python -m beam_jobs.JOB --its=flags -- --beam_options`: absl parses
+what precedes the `--`, and passes `main` the list [program, everything after `--`].
 """
 
 import contextlib
-import importlib
-import logging
-import sys
+import types
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
-from absl import app, flags
+import grpc
 from apache_beam.options import pipeline_options
+from apache_beam.runners.portability import local_job_service
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
-from realm_tf import artifacts, errors
+from realm_tf.storage import ownership, publishing
 
 
 def pipeline(beam_args: Sequence[str]) -> beam.Pipeline:
-  """A pipeline that runs, and is waited for, when its `with` block ends.
+  """Returns a pipeline that runs when its `with` block ends, and is waited for there.
 
   Args:
-    beam_args: Beam's options. None: everything runs in this process. `--direct_num_workers=2
-      --direct_running_mode=multi_processing`: in two others. `--runner=PortableRunner --job_endpoint=...`: on a cluster.
+    beam_args: Beam's options. Without any, everything runs in this process. With
+      `--direct_num_workers=2 --direct_running_mode=multi_processing`, it runs in two others; with
+      `--runner=PortableRunner --job_endpoint=...`, on a cluster.
   """
   options = pipeline_options.PipelineOptions(list(beam_args))
   standard = options.view_as(pipeline_options.StandardOptions)
   if standard.runner in (None, "DirectRunner"):
-    # Beam's DirectRunner tries Prism first, a Go program that it downloads. FnApiRunner is what it falls back to: the same
-    # options, Python alone.
+    # Beam's DirectRunner tries Prism first, a Go program that it downloads. Its fallback is
+    # FnApiRunner, which has the same options and is pure Python.
     standard.runner = "FnApiRunner"
+    _listen_on_loopback()
   return beam.Pipeline(options=options)
 
 
+def _listen_on_loopback() -> None:
+  """Makes Beam's local runner listen on the loopback interface only.
+
+  Its servers, which pass functions to worker processes, do not authenticate clients and listen on
+  all interfaces, and Beam has no option for the address.
+  """
+  for module in (local_job_service, worker_handlers):
+    vars(module)["grpc"] = _LoopbackGrpc("grpc")
+
+
+class _LoopbackGrpc(types.ModuleType):
+  """gRPC, except that servers told to listen on all interfaces listen on loopback only."""
+
+  def __getattr__(self, name: str):
+    return getattr(grpc, name)
+
+  @staticmethod
+  def server(*args, **options) -> grpc.Server:
+    made = grpc.server(*args, **options)
+    add = made.add_insecure_port
+    made.add_insecure_port = lambda address: add(address.replace("[::]", "localhost"))
+    return made
+
+
 def is_left_running(beam_args: Sequence[str]) -> bool:
-  """Whether the pipeline goes on after its `with` block: --no_wait_until_finish, for jobs whose last step publishes."""
-  return pipeline_options.PipelineOptions(list(beam_args)).view_as(pipeline_options.StandardOptions).no_wait_until_finish
+  """Returns whether the pipeline continues to run after its `with` block ends.
+
+  That is the effect of --no_wait_until_finish, for jobs whose last step publishes.
+  """
+  return (
+    pipeline_options.PipelineOptions(list(beam_args))
+    .view_as(pipeline_options.StandardOptions)
+    .no_wait_until_finish
+  )
 
 
 @contextlib.contextmanager
-def removed_on_failure(folder: str) -> Iterator[None]:
-  """Deletes a staging folder when its job fails."""
+def published(publication: publishing.Publication) -> Iterator[None]:
+  """Runs a pipeline whose last step publishes; if it fails, the staged files are deleted."""
   try:
     yield
-  except Exception:  # not when it is interrupted: it may go on elsewhere
-    if artifacts.gfile.exists(folder):
-      artifacts.gfile.rmtree(folder)
+  except Exception:  # not if interrupted: the pipeline may be running elsewhere
+    publishing.discard(publication)
     raise
-
-
-def start(job: str) -> None:
-  """Runs `main` of the module named `job` as the program; a failure is one line on stderr and exit code 1.
-
-  The module is imported by its name, although it is already loaded as `__main__`, because workers find a DoFn by the name of
-  its module.
-  """
-  flags.DEFINE_bool("traceback", False, "When the job fails, show the whole traceback instead of one line.")
-
-  def main(argv: Sequence[str]) -> None:
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)  # it tells every step of every worker
-    try:
-      importlib.import_module(job).main(argv)
-    except Exception as error:  # whatever it is, people get a sentence
-      if flags.FLAGS.traceback:
-        raise
-      sys.exit(f"{job.split('.')[-1]}: {errors.words_of(error)} (--traceback shows where)")
-
-  app.run(main)
+  finally:
+    ownership.release(publication.path)

@@ -1,19 +1,20 @@
-"""What was rejected, and why: the rows of rejected.jsonl, and sentences about them for people."""
+"""Rejected articles and the reasons: the rows of rejected.jsonl, and readable summaries of them."""
 
 import collections
 from collections.abc import Iterable, Mapping
 
 from beam_jobs import sources
 from beam_jobs.corpus import Article
-from realm_tf import json_lines
+from realm_tf.storage import json_lines
 
-_MOST_REASONS = 5  # that one line tells; rejected.jsonl has all
+_MOST_REASONS = 5  # shown on one line; rejected.jsonl has all
 
 
 def row(article: Article, file: str) -> dict:
-  """What rejected.jsonl says about an article, without the reason.
+  """Returns the row of rejected.jsonl for an article, without the reason.
 
-  The line number counts from the article's chunk: whoever knows the chunks before it adds their lines.
+  The line number counts from the beginning of the article's chunk; the caller must add the lines of
+  the preceding chunks.
   """
   return {
     "file": file,
@@ -26,15 +27,15 @@ def row(article: Article, file: str) -> dict:
 
 
 def first_by_reason(rows: Iterable[Mapping]) -> dict[str, Mapping]:
-  """Reason -> the first row that has it."""
-  found = {}
+  """Returns reason -> the first row with that reason."""
+  found: dict[str, Mapping] = {}
   for found_row in rows:
     found.setdefault(found_row["reason"], found_row)
   return found
 
 
 def reasons(rows: Iterable[Mapping]) -> str:
-  """The most frequent reasons with their counts and the first example of each, on one line."""
+  """Lists the most frequent reasons, with the count and first example of each, on one line."""
   rows = list(rows)
   first = first_by_reason(rows)
   most = collections.Counter(found_row["reason"] for found_row in rows).most_common(_MOST_REASONS)
@@ -42,12 +43,12 @@ def reasons(rows: Iterable[Mapping]) -> str:
 
 
 def place(found_row: Mapping) -> str:
-  """File and line of a row, and what is wrong there or how it begins."""
+  """Returns the file and line of a row, with what is wrong there or how the text begins."""
   shown = found_row.get("why") or found_row["text"][:60] or found_row["title"][:60]
   return f"{found_row['file']}:{found_row['line']}" + (f" ({shown!r})" if shown else "")
 
 
 def nothing(inputs: str, rows: Iterable[Mapping]) -> sources.CorpusError:
-  """The error for a corpus that gives no passage."""
+  """Returns the error for a corpus that gives no passage."""
   told = reasons(rows) or "it is empty"
   return sources.CorpusError(f"--input {inputs!r} gives no passage: {told}; {sources.WANTED}.")

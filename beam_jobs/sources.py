@@ -1,13 +1,12 @@
-"""The files of a corpus: what each holds, why some cannot be read, and the ranges that are read in
-parallel.
+"""The files of a corpus.
+
+Finds them, and splits them into ranges that are read in parallel.
 """
 
 import dataclasses
 import os
-import re
 import stat
-import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent import futures
 from typing import BinaryIO
 
@@ -15,49 +14,33 @@ import tensorflow as tf
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from realm_tf import artifacts, input_files, json_lines, paths
+from beam_jobs import file_formats
+from beam_jobs.file_formats import FORMATS, HEAD_BYTES, PACKED
+from realm_tf.storage import artifacts, input_files, json_lines, packed_files, paths
 
-FORMATS = ("auto", "wikiextractor", "jsonl", "text")
 WANTED = (
-  'wanted lines or lists of {"title", "text"}, WikiExtractor\'s files, or plain text in UTF-8'
+  'wanted lines or lists of {"title", "text"}, tables with these columns in Parquet or Arrow, '
+  "WikiExtractor's files, HTML, Markdown, PDF, or plain text in UTF-8"
 )
 
 _CHUNK_BYTES = 4 << 20  # plain files are read in ranges of this size, in parallel
-_HEAD_BYTES = 1 << 16
-PACKED = re.compile(r"\.(gz|bz2|xz)$", re.IGNORECASE)
-_NO_PROSE = (  # (offset, bytes, what a file is that has them there)
-  (0, b"PK\x03\x04", "zip"),
-  (0, b"PK\x05\x06", "zip"),
-  (257, b"ustar", "tar"),
-  (0, b"%PDF-", "pdf"),
-  (0, b"PAR1", "parquet"),
-  (0, b"ARROW1", "arrow"),
-  (0, b"\x28\xb5\x2f\xfd", "zstd"),
-  (0, b"7z\xbc\xaf\x27\x1c", "7z"),
-  (0, b"Rar!\x1a", "rar"),
-  (0, b"\xd0\xcf\x11\xe0", "old_office"),
-  (0, b"{\\rtf", "rtf"),
-  (0, b"SQLite format 3", "sqlite"),
-  (0, b"\x89HDF", "hdf5"),
-)
-_MARKUP = re.compile(rb"<(\?xml|!doctype|html|mediawiki)\b", re.IGNORECASE)
-_MARKUP_NAMES = (".html", ".htm", ".xhtml", ".xml")
-_CONTROL = bytes({*range(32), 127} - {*b"\t\n\v\f\r\x1b"})
+_SPLIT = ("wikiextractor", "jsonl", "parquet", "arrow")  # formats that can be read in ranges
+_FIRST_BYTES = 512  # as stored; enough for every mark that names a kind of file
 
 
 class CorpusError(artifacts.UserError):
-  """A corpus that cannot be made into passages."""
+  """Raised for a corpus from which no passages can be made."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One input file: what it holds, and a digest that tells whether it changed.
+  """An input file: its format, and a digest to detect changes.
 
   Attributes:
-    format: one of FORMATS but for auto, or "json": an array, or objects over many lines.
-    is_plain: neither packed nor in another encoding than UTF-8, so that it can be read from the
-      middle.
-    reason: why nothing of it can be read, or empty.
+    format: one of FORMATS except auto, or "json": an array, or objects that span several lines; or
+      "arrow_stream": Arrow's format without an index at the end.
+    is_plain: whether it is uncompressed UTF-8, so that reading can start in the middle.
+    reason: why the file cannot be read at all, or empty.
   """
 
   path: str
@@ -66,6 +49,12 @@ class Source:
   size_bytes: int
   digest: str
   reason: str = ""
+
+  @property
+  def title(self) -> str:
+    """The name of the file, without folders and endings."""
+    name = os.path.splitext(PACKED.sub("", os.path.basename(self.path)))[0]
+    return " ".join(name.split())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +66,28 @@ class Chunk:
   start: int
   end: float
 
+  def owned(self, num_groups: int) -> range:
+    """Returns which of a table's groups of rows belong to the chunk.
+
+    Group i of n counts as beginning at i/n of the file.
+    """
+    size = max(self.source.size_bytes, 1)
+    first, end = (-(-min(at, size) * num_groups // size) for at in (self.start, self.end))
+    return range(int(first), int(end))
+
 
 def find_sources(inputs: str, *, format: str) -> list[Source]:
-  """Looks at every input file.
+  """Finds and inspects all input files.
 
   Args:
     inputs: a path, or files, folders (walked) and globs separated by commas.
-    format: one of FORMATS; "auto" decides for each file by how it begins.
+    format: one of FORMATS; "auto" detects the format of each file by its beginning.
 
   Returns:
-    Files in the order of their paths, those too that cannot be read or hold no prose.
+    Files in the order of their paths, including those that cannot be read or hold no prose.
 
   Raises:
-    CorpusError: an unknown format, a pattern that matches nothing, or only empty files.
+    CorpusError: the format is unknown, a pattern matches nothing, or all files are empty.
   """
   if format not in FORMATS:
     raise CorpusError(f"--format={format!r} is unknown; wanted one of {', '.join(FORMATS)}.")
@@ -101,7 +99,8 @@ def find_sources(inputs: str, *, format: str) -> list[Source]:
     sources = list(pool.map(lambda path: _look_at(path, format=format), files))
   if not any(source.size_bytes or source.reason for source in sources):
     raise CorpusError(
-      f"--input {inputs!r} gives {len(sources)} files and all are empty; wanted ({', '.join(FORMATS[1:])})."
+      f"--input {inputs!r} matches {len(sources)} files, all of them empty; wanted text in one of "
+      f"the formats {', '.join(FORMATS[1:])}."
     )
   return sources
 
@@ -115,76 +114,32 @@ def _look_at(path: str, *, format: str) -> Source:
     if not paths.is_remote(path) and not stat.S_ISREG(os.stat(path).st_mode):
       return Source(path, "text", True, 0, "", "not_a_file")  # a pipe would never end
     with open_(path) as file:
-      is_plain = json_lines.is_plain(file.read(8))
+      first = file.read(_FIRST_BYTES)
       file.seek(0)
       head = _head_of(file)
     size_bytes, digest = artifacts.gfile.stat(path).length, artifacts.file_digest(path)
   except (OSError, tf.errors.OpError):
     return Source(path, "text", True, 0, "", "unreadable")
-  found, reason = _format_of(path, head, format=format, is_plain=is_plain)
-  return Source(path, found, is_plain, size_bytes, digest, reason)
+  found, reason = file_formats.detect(path, first, head, format=format)
+  return Source(path, found, packed_files.is_plain(first), size_bytes, digest, reason)
 
 
 def _head_of(file: BinaryIO) -> bytes:
   try:
-    return json_lines.unpacked(file).peek(_HEAD_BYTES)[:_HEAD_BYTES].removeprefix(json_lines.BOM)
-  except json_lines.Unreadable:
+    head = packed_files.unpacked(file).peek(HEAD_BYTES)[:HEAD_BYTES]
+    return head.removeprefix(packed_files.BOM)
+  except packed_files.Unreadable:
     return b""  # `Articles` rejects it
 
 
-def _format_of(path: str, head: bytes, *, format: str, is_plain: bool) -> tuple[str, str]:
-  """Format and reason of rejection of a file that begins so."""
-  name = PACKED.sub("", path).lower()
-  begin = head.lstrip()
-  kind = next((kind for at, magic, kind in _NO_PROSE if head.startswith(magic, at)), "")
-  if format == "auto":
-    format = _guess_format(name, begin)
-    if format == "text" and not kind:
-      kind = "table" if _is_table(name, begin) else ""
-      kind = "xml_or_html" if _MARKUP.match(begin) or name.endswith(_MARKUP_NAMES) else kind
-  if format == "text" and not kind and (is_binary(head) or not is_plain and _is_gibberish(head)):
-    kind = "binary"
-  if format == "jsonl" and not json_lines.is_lines(head):
-    format = "json"
-  return format, f"{kind}_file" if kind else ""
-
-
-def _guess_format(name: str, begin: bytes) -> str:
-  if begin.startswith(b"<doc "):
-    return "wikiextractor"
-  if re.match(rb'(\[\s*)?\{\s*["}]', begin) or name.endswith((".jsonl", ".json", ".ndjson")):
-    return "jsonl"
-  return "text"
-
-
-def _is_table(name: str, begin: bytes) -> bool:
-  """Whether it is tab-separated or comma-separated: by its name, or three lines and more with the
-  same number of tabs.
-  """
-  whole = begin.rpartition(b"\n")[0].splitlines()
-  tabs = [line.strip().count(b"\t") for line in whole if line.strip()]
-  return name.endswith((".tsv", ".csv")) or (len(tabs) >= 3 and tabs[0] > 0 and len(set(tabs)) == 1)
-
-
-def is_binary(data: bytes) -> bool:
-  """Whether bytes are no text in any encoding: a zero, or a control character among a hundred."""
-  return b"\0" in data or len(data) - len(data.translate(None, _CONTROL)) > len(data) / 100
-
-
-def _is_gibberish(head: bytes) -> bool:
-  """Whether a text that was taken for UTF-16, say, holds many characters that no one writes."""
-  text = head[: _HEAD_BYTES - 8].decode(errors="replace")
-  odd = sum(letter == "\ufffd" or unicodedata.category(letter) in ("Cn", "Co") for letter in text)
-  return odd > len(text) / 100
-
-
 def split_into_chunks(sources: Iterable[Source]) -> list[Chunk]:
-  """Ranges that can be read by themselves; files that are read from their beginning only are one
-  each.
+  """Splits files into ranges that can be read independently.
+
+  A file that can only be read from its beginning is a single range.
   """
   ranges = []
   for source in sources:
-    if source.reason or not source.is_plain or source.format in ("text", "json"):
+    if source.reason or not source.is_plain or source.format not in _SPLIT:
       ranges.append((source, 0, float("inf")))
     else:
       ranges.extend(
@@ -195,3 +150,15 @@ def split_into_chunks(sources: Iterable[Source]) -> list[Chunk]:
 
 def open_(path: str) -> BinaryIO:
   return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+
+
+def paths_of(inputs: str) -> list[str]:
+  """Returns the files and folders that are given, separated by commas."""
+  return [path for part in paths.split(inputs) for path in paths.matching(part)]
+
+
+def fingerprint_of(files: Sequence[Source]) -> str:
+  """Returns the fingerprint of the contents and formats of a corpus's files."""
+  return artifacts.fingerprint_of(
+    [(os.path.basename(file.path), file.format, file.size_bytes, file.digest) for file in files]
+  )

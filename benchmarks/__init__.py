@@ -1,1 +1,1 @@
-"""Comparisons, each a program to run by hand."""
+"""Benchmarks, to be run manually."""

@@ -1,22 +1,23 @@
-"""Question sets with titles: those of a corpus, in halves."""
+"""Question sets with titles: selects the questions about a corpus and splits them into halves."""
 
 import hashlib
 from collections.abc import Collection
 
-from realm_tf import artifacts, json_lines, metrics
+from realm_tf.corpus import metrics
+from realm_tf.storage import artifacts, json_lines
 
 HALVES = ("dev", "test")
 
 
 def of_titles(path: str, titles: Collection[str]) -> list[dict]:
-  """The questions of a file whose title is a passage's; what is left out is counted on stderr.
+  """Returns the questions whose title is that of a passage; others are counted on stderr.
 
   Args:
-    path: records of `{"question": str, "answer": [str, ..], "title": str, ...}`.
-    titles: of the passages, after `metrics.normalize_answer`.
+    path: file of records `{"question": str, "answer": [str, ..], "title": str, ...}`.
+    titles: titles of the passages, after `metrics.normalize_answer`.
 
   Raises:
-    UserError: no such file.
+    UserError: there is no such file.
   """
   if not artifacts.gfile.exists(path):
     raise artifacts.UserError(
@@ -29,7 +30,7 @@ def of_titles(path: str, titles: Collection[str]) -> list[dict]:
 
 
 def _question_of(row: dict, titles: Collection[str]) -> dict | str:
-  """The row if its title is a passage's, otherwise the reason against it."""
+  """Returns the row if its title is that of a passage, otherwise the reason to skip it."""
   texts, answers = [row.get("question"), row.get("title")], row.get("answer")
   if not all(isinstance(text, str) for text in texts):
     return "question or title is not text"
@@ -45,22 +46,22 @@ def _question_of(row: dict, titles: Collection[str]) -> dict | str:
 
 
 def half_of(title: str) -> int:
-  """The half that a title's questions are in, by the title alone: 0 (dev) or 1 (test)."""
+  """Returns the half that questions with a title belong to: 0 (dev) or 1 (test)."""
   return hashlib.sha256(title.encode()).digest()[0] % len(HALVES)
 
 
 def halves_of(path: str, titles: Collection[str]) -> dict[str, list[dict]]:
-  """`of_titles` by half.
+  """Returns the questions of `of_titles` by half.
 
   Raises:
-    UserError: no such file, or a half without questions.
+    UserError: there is no such file, or a half has no questions.
   """
   rows = of_titles(path, titles)
   found = {half: [row for row in rows if HALVES[half_of(row["title"])] == half] for half in HALVES}
   for half, part in found.items():
     if not part:
       raise artifacts.UserError(
-        f"the {half} half of {path!r} has no question about these passages, of {len(rows)} in both "
-        "halves; give more articles, or questions about them."
+        f"the {half} half of {path!r} has no question about these passages (both halves have "
+        f"{len(rows)}); add articles, or questions about them."
       )
   return found

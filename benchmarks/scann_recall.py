@@ -1,22 +1,54 @@
-"""ScaNN as a trainer and a server use it, beside exact search: what is found, recall, and time.
+"""Compares approximate search, as trainers and servers use it, with exact search.
+
+Compares recall, answers and time.
 
     python -m benchmarks.scann_recall --index=I --snapshot=S --passages=P --questions=Q.jsonl
 
-I is an index of P by S's passage tower, made for exact search or for ScaNN. ScaNN is built here from its
-embeddings, as `beam_jobs.embed_passages --searcher=scann` builds it, with its --recall, --num_leaves,
---leaves_to_search and --reorder. A trainer asks for 8 passages, a server for 100. In each cell stand the share of
-the exact best k passages that are among the k found, and the share of questions with an answer in these.
+I is an index of P by S's passage tower, made for any searcher. ScaNN, or --searcher=partitioned, is
+built from its embeddings as in `beam_jobs.embed_passages`, with the same --recall, --num_leaves,
+--leaves_to_search, --reorder and --row_type. A trainer requests 8 passages, a server 100. Each cell
+shows the share of the exact best k passages that are among the k found, and the share of questions
+with an answer in these.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
+
+from absl import flags
+
+from realm_tf import cli
+from realm_tf.retrieval.index_config import ROW_TYPES, SEARCHERS, IndexConfig
+
+if __name__ == "__main__":
+  flags.DEFINE_string("index", None, "The index folder.", required=True)
+  flags.DEFINE_string("snapshot", None, "The snapshot that it was made from.", required=True)
+  flags.DEFINE_string("passages", None, "The passages that it was made from.", required=True)
+  flags.DEFINE_string(
+    "questions",
+    None,
+    'File of questions: lines of {"question": str, "answer": [str, ..]}.',
+    required=True,
+  )
+  flags.DEFINE_enum(
+    "searcher", "scann", [kind for kind in SEARCHERS if kind != "exact"], "The searcher to compare."
+  )
+  flags.DEFINE_enum("row_type", IndexConfig.row_type, ROW_TYPES, "Type of partitioned rows.")
+  flags.DEFINE_float("recall", IndexConfig.recall, "The wanted recall.")
+  flags.DEFINE_integer("num_leaves", None, "Partitions.")
+  flags.DEFINE_integer("leaves_to_search", None, "Partitions searched for each query.")
+  flags.DEFINE_integer("reorder", None, "Candidates whose score is computed exactly.")
+  cli.start("benchmarks.scann_recall")
 
 import numpy as np
 import tabulate
 import tensorflow as tf
-from absl import flags
 
-from realm_tf import artifacts, index, metrics, passages, questions, retrieval, settings, snapshots
+from realm_tf.corpus import metrics, passages
+from realm_tf.examples import questions
+from realm_tf.models import snapshots
+from realm_tf.retrieval import dense, index
+from realm_tf.storage import artifacts
 
 KS = (1, 5, 8, 10, 20, 100)
 ASKED = {"trainer": 8, "server": 100}
@@ -25,7 +57,7 @@ _BATCH = 32
 
 
 def search(searcher, vectors: np.ndarray, num: int) -> np.ndarray:
-  """Passage numbers [Q, num]."""
+  """Returns passage numbers [Q, num]."""
   return np.concatenate(
     [
       searcher.search(tf.constant(vectors[start : start + _BATCH]), num).numbers.numpy()
@@ -35,7 +67,7 @@ def search(searcher, vectors: np.ndarray, num: int) -> np.ndarray:
 
 
 def milliseconds(searcher, vectors: np.ndarray, num: int, *, batch: int) -> float:
-  """Of a question's search in batches of so many, the median."""
+  """Returns the median time of searching per question, in batches of `batch`."""
   secs = []
   for start in range(0, min(_TIMED, len(vectors)) - batch + 1, batch):
     part, started = tf.constant(vectors[start : start + batch]), time.perf_counter()
@@ -54,14 +86,15 @@ def row(
   rows: Sequence[questions.Question],
   matcher: metrics.AnswerMatcher,
 ) -> list:
-  """A line of the table."""
+  """Returns a row of the table."""
   found, cells = search(searcher, vectors, num), [name, num]
   answered = [
     matcher.has_answer(numbers, question.answers, regex=question.regex)
-    for numbers, question in zip(found, rows)
+    for numbers, question in zip(found, rows, strict=True)
   ]
   for k in KS:
-    overlap = np.mean([np.isin(wanted[:k], got[:k]).mean() for wanted, got in zip(exact, found)])
+    pairs = zip(exact, found, strict=True)
+    overlap = np.mean([np.isin(wanted[:k], got[:k]).mean() for wanted, got in pairs])
     hit = np.mean([any(right[:k]) for right in answered])
     cells += [f"{100 * overlap:.2f} {100 * hit:.2f}"] if k <= num else [None]
   return cells + [milliseconds(searcher, vectors, num, batch=batch) for batch in (1, _BATCH)]
@@ -73,51 +106,40 @@ def main(argv: Sequence[str]) -> None:
   artifacts.check_input(args.index, "snapshot", args.snapshot)
   artifacts.check_input(args.index, "passages", args.passages)
   table, retriever = passages.load(args.passages), snapshots.load_retriever(args.snapshot)
-  tokenizer, rows = settings.tokenizer(args.passages), questions.read_questions(args.questions)
+  tokenizer, rows = passages.load_tokenizer(args.passages), questions.read_questions(args.questions)
   query_ids = questions.packed_questions(rows, tokenizer=tokenizer, length=retriever.query_length)
   vectors = retriever.query_tower.predict(query_ids, batch_size=_BATCH, verbose=0)
   embeddings = index.read_embeddings(args.index, num_rows=len(table))
-  config = index.IndexConfig(
-    searcher="scann",
+  config = IndexConfig(
+    searcher=args.searcher,
     recall=args.recall,
     num_leaves=args.num_leaves,
     leaves_to_search=args.leaves_to_search,
     reorder=args.reorder,
+    row_type=args.row_type,
   )
-  queries = retrieval.sample_queries(retriever, table, tokenizer=tokenizer, config=config)
+  queries = dense.sample_queries(retriever, table, tokenizer=tokenizer, config=config)
   started = time.time()
-  scann = index.ScannSearcher.build(embeddings, config, queries)
+  approximate = index.build_approximate(embeddings, config, queries)
   print(
     f"{len(table):,} passages x {embeddings.shape[1]}, {len(rows):,} questions; "
-    f"ScaNN built and measured in {time.time() - started:.1f} s"
+    f"{args.searcher} built and measured in {time.time() - started:.1f} s"
   )
-  print(index.measured_recall({"config": {"recall": args.recall}, "scann": scann.settings}))
+  print(
+    index.measured_recall({"config": dataclasses.asdict(config), "searcher": approximate.settings})
+  )
   exact = index.ExactSearcher(embeddings)
   best, matcher = search(exact, vectors, max(KS)), metrics.AnswerMatcher(table.texts)
   lines = [
     row(f"{kind}, {user}", searcher, vectors, num, exact=best, rows=rows, matcher=matcher)
-    for kind, searcher in (("exact", exact), ("ScaNN", scann))
+    for kind, searcher in (("exact", exact), (args.searcher, approximate))
     for user, num in ASKED.items()
   ]
   names = [
     "% of exact, % answered at",
-    "asked for",
+    "requested",
     *(f"@{k}" for k in KS),
     "ms, one at a time",
     f"ms, {_BATCH} at a time",
   ]
   print(tabulate.tabulate(lines, names, floatfmt=".2f", missingval="-"))
-
-
-if __name__ == "__main__":
-  flags.DEFINE_string("index", None, "An index.", required=True)
-  flags.DEFINE_string("snapshot", None, "The snapshot that it was made from.", required=True)
-  flags.DEFINE_string("passages", None, "The passages that it was made from.", required=True)
-  flags.DEFINE_string(
-    "questions", None, 'Lines of {"question": str, "answer": [str, ..]}.', required=True
-  )
-  flags.DEFINE_float("recall", index.IndexConfig.recall, "The wanted recall.")
-  flags.DEFINE_integer("num_leaves", None, "ScaNN's partitions.")
-  flags.DEFINE_integer("leaves_to_search", None, "Partitions looked into for a query.")
-  flags.DEFINE_integer("reorder", None, "Candidates whose score is computed exactly.")
-  settings.start(main)

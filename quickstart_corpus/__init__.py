@@ -1,1 +1,4 @@
-"""The built-in corpus: an invented archipelago's encyclopaedia, with texts, questions and clozes about it."""
+"""The built-in corpus: an encyclopaedia of an invented archipelago.
+
+It comes with texts, questions and clozes about the archipelago.
+"""

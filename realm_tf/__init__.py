@@ -1,36 +1,33 @@
-"""REALM in TensorFlow and Keras."""
+"""REALM in TensorFlow and Keras.
 
-import gc
-import os
-import sys
+Example:
+  import realm_tf
+  system = realm_tf.load("runs/quickstart/finetune/realm")
+  system.answer("who built the bridge over the Gorneth?")     # text, score, passage, offsets
+  system.retrieve("rivers of the north", num=5)
+  pretrained = realm_tf.load("runs/quickstart/realm")
+  pretrained.fill_mask("The Gorneth flows into the sea near the port of [MASK] [MASK].")
+"""
 
-# TensorFlow logs its start-up in every process, as errors where there is no GPU; real errors are exceptions. Set it to 0 to see all.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Importing TensorFlow and Keras makes a million objects that stay: to look for garbage after every 700 of them takes a tenth of a start.
-gc.set_threshold(50_000)
+import importlib
 
-
-def _import_keras_alone() -> None:
-  """Imports Keras without scikit-learn, matplotlib and JAX, unless JAX is its backend.
-
-  Keras imports them where it finds them. That takes a quarter of a start, and JAX's threads do not
-  bear a fork.
-  """
-  hidden = {"sklearn", "matplotlib"} - set(sys.modules)
-  if os.environ.get("KERAS_BACKEND") != "jax":
-    hidden |= {"jax"} - set(sys.modules)
-  sys.modules.update(dict.fromkeys(hidden))  # None: not to be found
-  import keras  # noqa: F401
-
-  for name in hidden:
-    del sys.modules[name]
+_PUBLIC = {  # imported on first use, because they need TensorFlow and Keras
+  "load": "realm_tf.systems.system",
+  "System": "realm_tf.systems.system",
+  "Answer": "realm_tf.systems.results",
+  "Filling": "realm_tf.systems.results",
+  "FoundPassage": "realm_tf.systems.results",
+  "Report": "realm_tf.systems.explanations",
+  "UserError": "realm_tf.errors",
+}
+__all__ = list(_PUBLIC)
 
 
-def _is_for_client() -> bool:
-  """Whether serving.client, which starts at once because it needs no Keras, is what imports this package."""
-  program = getattr(sys.modules["__main__"], "__spec__", None)
-  return "serving.client" in sys.modules or (program is not None and program.name == "serving.client")
+def __getattr__(name: str):
+  if name not in _PUBLIC:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 
-if not _is_for_client():
-  _import_keras_alone()
+def __dir__() -> list[str]:
+  return sorted({*globals(), *_PUBLIC})

@@ -1,4 +1,4 @@
-"""What long work shows: rates, time left, metrics.jsonl, TensorBoard."""
+"""Progress of long work: rates, time left, metrics.jsonl and TensorBoard."""
 
 import json
 import os
@@ -8,17 +8,20 @@ from collections.abc import Mapping
 
 import tensorflow as tf
 
-from realm_tf import artifacts, json_lines
+from realm_tf.storage import artifacts, json_values, packed_files
 
 METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
-  """Appends rows to W/metrics.jsonl and scalars to W/tensorboard; both go on where a killed run stopped.
+  """Appends rows to W/metrics.jsonl and scalars to W/tensorboard.
+
+  Both continue the logs of an interrupted run.
 
   Args:
     workdir: W.
-    start_step: rows of this step and later, left by a run that was killed after its last checkpoint, are dropped.
+    start_step: step that training resumes from; later rows, left by a run that was killed after its
+      last checkpoint, are dropped.
   """
 
   def __init__(self, workdir: str, *, start_step: int):
@@ -39,13 +42,13 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-  """The rows of W/metrics.jsonl; a half-written last line is left out."""
+  """Returns the rows of W/metrics.jsonl; leaves out a half-written last line."""
   path = os.path.join(workdir, METRICS)
   if not artifacts.gfile.exists(path):
     return []
   rows = []
   with artifacts.gfile.GFile(path, "rb") as file:
-    for line in json_lines.lines(json_lines.unpacked(file)):
+    for line in json_values.lines(packed_files.unpacked(file)):
       try:
         rows.append(json.loads(line.raw))  # not json_lines.parse: a metric may be NaN
       except ValueError:
@@ -57,8 +60,9 @@ class Rate:
   """Prints done/total, rate and time left, at most every `every_secs`.
 
   Args:
-    what: what is counted ("passages").
-    total: how many there will be, or None.
+    what: name of what is counted ("passages").
+    total: the total count, or None.
+    every_secs: least seconds between two lines.
   """
 
   def __init__(self, what: str, total: int | None = None, *, every_secs: float = 10.0):
@@ -74,5 +78,9 @@ class Rate:
   def line(self) -> str:
     rate = self.done / max(time.monotonic() - self.started, 1e-9)
     total = "" if self.total is None else f"/{self.total:,}"
-    left = "" if self.total is None or not self.done else f", {(self.total - self.done) / rate:,.0f} s left"
+    left = (
+      ""
+      if self.total is None or not self.done
+      else f", {(self.total - self.done) / rate:,.0f} s left"
+    )
     return f"{self.done:,}{total} {self.what}, {rate:,.0f}/s{left}"

@@ -1,111 +1,163 @@
-"""Writes a trained retriever and its reader's encoder as one TensorFlow Hub module (a reusable SavedModel).
+"""Exports a trained retriever and the encoder of its reader as a TensorFlow Hub module.
 
     python -m serving.export_hub --workdir=W --output=H
 
-W is the workdir of realm_tf.pretrain, realm_tf.finetune or realm_tf.pretrain_ict; its newest snapshot is taken. Vocabulary and
-packing are in the graph: what is exported needs TensorFlow Text's ops (`import tensorflow_text`) and nothing of this repository.
+W is a workdir of realm_tf.pretrain, realm_tf.finetune or realm_tf.pretrain_ict; its newest snapshot
+is exported. The module is a reusable SavedModel. The graph contains the vocabulary and the packing:
+using the module needs TensorFlow Text's ops (`import tensorflow_text`), but nothing from this
+repository.
 
-    hub.KerasLayer(H, trainable=True)(tf.constant(["who wrote hamlet"]))          # query embeddings [B, D]
+    # query embeddings [B, D]
+    hub.KerasLayer(H, trainable=True)(tf.constant(["who wrote hamlet"]))
     module = hub.load(H)
-    module.queries(["who wrote hamlet"])                                          # the same
-    module.passages({"title": ["Hamlet"], "text": ["A play by Shakespeare."]})    # passage embeddings [B, D]
+    # the same
+    module.queries(["who wrote hamlet"])
+    # passage embeddings [B, D]
+    module.passages({"title": ["Hamlet"], "text": ["A play by Shakespeare."]})
     packed = module.pack_reader({"query": ["who wrote hamlet"], "text": ["A play by Shakespeare."]})
-    module.encoder(packed)                                                        # sequence_output [B, L, H], pooled_output [B, H]
-    hub.KerasLayer(module.encoder, trainable=True)                                # each part is a layer of its own
-    keras.layers.TFSMLayer(H, call_endpoint="queries")                            # in Keras 3 (*)
+    # sequence_output [B, L, H], pooled_output [B, H]
+    module.encoder(packed)
+    # each part is a separate layer
+    hub.KerasLayer(module.encoder, trainable=True)
+    # in Keras 3 (*)
+    keras.layers.TFSMLayer(H, call_endpoint="queries")
 
-`queries` and `passages` take strings; `query_ids`, `passage_ids` and `encoder` take packed word pieces (int32, zero padded, of any
-length up to the encoder's), which `pack_queries`, `pack_passages` and `pack_reader` make. Each is also a signature, with the same
-names of inputs; `serving_default` is `queries`.
+`queries` and `passages` take strings; `query_ids`, `passage_ids` and `encoder` take packed word
+pieces (int32, zero-padded, of any length up to the encoder's), which `pack_queries`,
+`pack_passages` and `pack_reader` produce. Each is also a signature with the same input names;
+`serving_default` is `queries`.
 
-(*) Keras 3.15 cannot name Adam's slots for a loaded SavedModel's weights inside `fit`: call
-`model.optimizer.build(model.trainable_variables)` before it.
+(*) Keras 3.15 cannot name Adam's slots for the weights of a loaded SavedModel inside `fit`: call
+`model.optimizer.build(model.trainable_variables)` first.
 """
 
 from collections.abc import Callable, Mapping
 
+from absl import flags
+
+from realm_tf import cli
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "A trainer's workdir.", required=True)
+  flags.DEFINE_string("output", None, "The folder to write.", required=True)
+  cli.start("serving.export_hub")
+
 import keras
 import tensorflow as tf
-from absl import flags, logging
+from absl import logging
 
-from realm_tf import artifacts, examples, ownership, settings, snapshots
-from realm_tf.models import encoder
+from realm_tf.corpus.tokenization import Tokenizer
+from realm_tf.examples import packing
+from realm_tf.models import encoder, snapshots
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.models.span_reader import SpanReader
-from realm_tf.tokenization import Tokenizer
+from realm_tf.storage import artifacts, ownership, publishing, saved_models
 
 KIND = "hub_module"
 
 _TEXTS, _IDS = tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)
 _SPECS = {"query": _TEXTS, "title": _TEXTS, "text": _TEXTS, "token_ids": _IDS, "segment_ids": _IDS}
-_INPUTS = {  # of each part; one input is given as it is, two as a dict
-    "queries": ["query"], "passages": ["title", "text"], "query_ids": ["token_ids"], "passage_ids": ["token_ids", "segment_ids"],
-    "encoder": ["token_ids", "segment_ids"], "pack_queries": ["query"], "pack_passages": ["title", "text"],
-    "pack_reader": ["query", "text"]}
+_INPUTS = {  # of each part; a single input is passed by itself, two as a dict
+  "queries": ["query"],
+  "passages": ["title", "text"],
+  "query_ids": ["token_ids"],
+  "passage_ids": ["token_ids", "segment_ids"],
+  "encoder": ["token_ids", "segment_ids"],
+  "pack_queries": ["query"],
+  "pack_passages": ["title", "text"],
+  "pack_reader": ["query", "text"],
+}
 
 
 class Part(tf.train.Checkpoint):
-  """A function with the variables that it reads: what `hub.KerasLayer` and `keras.layers.TFSMLayer` wrap.
+  """A function and the variables that it reads, as wrapped by `KerasLayer` and `TFSMLayer`.
 
   Args:
     function: (inputs, training) → a tensor or a dict of tensors.
-    model: whose variables the function reads, or None.
+    model: the model whose variables the function reads, or None.
     inputs: names of the inputs.
   """
 
   def __init__(self, function: Callable, model: keras.Model | None, inputs: list[str]):
     super().__init__()
 
-    @tf.function
+    @tf.function(autograph=False)
     def call(inputs, training=False):
       return function(inputs, training)
 
     specs = {name: _SPECS[name] for name in inputs}
     for training in (False, True):
       call.get_concrete_function(specs if len(specs) > 1 else specs[inputs[0]], training=training)
-    # A SavedModel keeps TensorFlow's variables, which Keras 3's only hold.
+    # A SavedModel stores TensorFlow variables; those of Keras 3 only wrap them.
     self.variables = [variable.value for variable in model.variables] if model else []
-    self.trainable_variables = [variable.value for variable in model.trainable_variables] if model else []
-    self.regularization_losses = []
+    self.trainable_variables = (
+      [variable.value for variable in model.trainable_variables] if model else []
+    )
+    self.regularization_losses: list[tf.Tensor] = []
     self.__call__ = call
 
 
-def hub_module(retriever: Retriever, reader: MaskedReader | SpanReader | None, *, tokenizer: Tokenizer) -> tuple[Part, dict]:
-  """What is saved: the part that embeds queries, with all parts as its attributes, and the signatures.
+def hub_module(
+  retriever: Retriever, reader: MaskedReader | SpanReader | None, *, tokenizer: Tokenizer
+) -> tuple[Part, dict]:
+  """Builds the module to save.
 
   Args:
-    retriever: both towers.
-    reader: whose encoder is exported; None where there is none (ICT).
+    retriever: the retriever; both of its towers are exported.
+    reader: the reader whose encoder is exported; None if there is none (ICT).
+    tokenizer: the tokenizer of both.
+
+  Returns:
+    The part that embeds queries, which has all parts as attributes, and the signatures.
   """
   functions = _functions(retriever, reader, tokenizer)
-  models = {"queries": retriever.query_tower, "query_ids": retriever.query_tower, "passages": retriever.passage_tower,
-            "passage_ids": retriever.passage_tower}
+  models = {
+    "queries": retriever.query_tower,
+    "query_ids": retriever.query_tower,
+    "passages": retriever.passage_tower,
+    "passage_ids": retriever.passage_tower,
+  }
   if reader is not None:
-    reader.encoder.pooled_dense.trainable = True  # REALM's readers do not read it; a model downstream may
+    # REALM's readers do not use it, but a downstream model may.
+    reader.encoder.pooled_dense.trainable = True
     models["encoder"] = reader.encoder
   module = Part(functions["queries"], models["queries"], _INPUTS["queries"])
   for name, function in functions.items():
     setattr(module, name, Part(function, models.get(name), _INPUTS[name]))
-  module.vocab_file = tf.saved_model.Asset(tokenizer.path)  # as TF Hub's BERT modules name it
+  module.vocab_file = tf.saved_model.Asset(tokenizer.path)  # the name in TF Hub's BERT modules
   signatures = {name: _signature(function, _INPUTS[name]) for name, function in functions.items()}
   return module, {"serving_default": signatures["queries"], **signatures}
 
 
-def _functions(retriever: Retriever, reader: MaskedReader | SpanReader | None, tokenizer: Tokenizer) -> dict[str, Callable]:
-  """Name → (inputs, training) → tensors, of every part."""
+def _functions(
+  retriever: Retriever, reader: MaskedReader | SpanReader | None, tokenizer: Tokenizer
+) -> dict[str, Callable]:
+  """Returns the function (inputs, training) → tensors of every part, by name."""
 
   def pack_queries(query, training=False):
-    return examples.pack_queries(tokenizer(query), tokenizer=tokenizer, length=retriever.query_length)
+    return packing.pack_queries(
+      tokenizer(query), tokenizer=tokenizer, length=retriever.query_length
+    )
 
   def pack_passages(passage, training=False):
     title_ids, text_ids = tokenizer(passage["title"]), tokenizer(passage["text"])
-    return examples.pack_passages(title_ids, text_ids, tokenizer=tokenizer, length=retriever.passage_length,
-                                  title_length=retriever.title_length)._asdict()
+    return packing.pack_passages(
+      title_ids,
+      text_ids,
+      tokenizer=tokenizer,
+      length=retriever.passage_length,
+      title_length=retriever.title_length,
+    )._asdict()
 
   def pack_reader(pair, training=False):
-    return examples.pack_reader(tokenizer(pair["query"]), tokenizer(pair["text"]), tokenizer=tokenizer,
-                                query_length=reader.query_length, length=reader.length)._asdict()
+    return packing.pack_reader(
+      tokenizer(pair["query"]),
+      tokenizer(pair["text"]),
+      tokenizer=tokenizer,
+      query_length=reader.query_length,
+      length=reader.length,
+    )._asdict()
 
   def query_ids(token_ids, training=False):
     return retriever.embed_queries(token_ids, training=training)
@@ -114,19 +166,27 @@ def _functions(retriever: Retriever, reader: MaskedReader | SpanReader | None, t
     return retriever.embed_passages(packed["token_ids"], packed["segment_ids"], training=training)
 
   def encode(packed, training=False):
-    return encoder.encode(reader.encoder, packed["token_ids"], packed["segment_ids"], training=training)
+    return encoder.encode(
+      reader.encoder, packed["token_ids"], packed["segment_ids"], training=training
+    )
 
   functions = {
-      "queries": lambda query, training=False: query_ids(pack_queries(query), training),
-      "passages": lambda passage, training=False: passage_ids(pack_passages(passage), training),
-      "query_ids": query_ids, "passage_ids": passage_ids, "pack_queries": pack_queries, "pack_passages": pack_passages}
-  return functions if reader is None else functions | {"encoder": encode, "pack_reader": pack_reader}
+    "queries": lambda query, training=False: query_ids(pack_queries(query), training),
+    "passages": lambda passage, training=False: passage_ids(pack_passages(passage), training),
+    "query_ids": query_ids,
+    "passage_ids": passage_ids,
+    "pack_queries": pack_queries,
+    "pack_passages": pack_passages,
+  }
+  return (
+    functions if reader is None else functions | {"encoder": encode, "pack_reader": pack_reader}
+  )
 
 
 def _signature(function: Callable, inputs: list[str]):
-  """A part with its inputs by name and a dict as its output, as signatures must be."""
+  """Wraps a part as a signature, with named inputs and a dict as its output."""
 
-  @tf.function
+  @tf.function(autograph=False)
   def serve(**values):
     result = function(values if len(inputs) > 1 else values[inputs[0]])
     if isinstance(result, Mapping):
@@ -137,10 +197,10 @@ def _signature(function: Callable, inputs: list[str]):
 
 
 def export_hub(workdir: str, output: str) -> dict:
-  """Publishes the module of a workdir's newest snapshot; returns its info.json.
+  """Publishes the module of the newest snapshot in a workdir; returns its info.json.
 
   Raises:
-    ArtifactError: no snapshot is there, or it has no retriever.
+    ArtifactError: there is no snapshot, or it has no retriever.
   """
   snapshot = snapshots.newest(workdir, advice="give the workdir of a trainer that has finished.")
   ownership.check_output(output, kind=KIND, reads=[snapshot])
@@ -148,21 +208,21 @@ def export_hub(workdir: str, output: str) -> dict:
   retriever, tokenizer = snapshots.load_retriever(snapshot), snapshots.load_tokenizer(snapshot)
   reader = snapshots.load_model(snapshot, "reader") if "reader" in info["config"] else None
   module, signatures = hub_module(retriever, reader, tokenizer=tokenizer)
-  with artifacts.publish(output, kind=KIND, config=info["config"], inputs={"snapshot": snapshot}) as staged:
-    tf.saved_model.save(module, staged.path, signatures=signatures)
-    staged.details = {"signatures": {name: _INPUTS[name] for name in signatures if name in _INPUTS}} | {
-        name: info[name] for name in ("step", "made_by", "vocab_fingerprint", "tokenizer")}
+  with publishing.publish(
+    output, kind=KIND, config=info["config"], inputs={"snapshot": snapshot}
+  ) as staged:
+    saved_models.save(module, staged.path, signatures=signatures)
+    staged.details = {
+      "signatures": {name: _INPUTS[name] for name in signatures if name in _INPUTS}
+    } | {name: info[name] for name in ("step", "made_by", "vocab_fingerprint", "tokenizer")}
   return artifacts.read_info(output)
 
 
 def main(argv):
   del argv
-  logging.set_verbosity(logging.WARNING)  # TensorFlow tells every step of saving
+  logging.set_verbosity(logging.WARNING)  # TensorFlow logs every step of saving
   info = export_hub(flags.FLAGS.workdir, flags.FLAGS.output)
-  print(f"{flags.FLAGS.output}: {', '.join(info['signatures'])}; step {info['step']} of {info['made_by']}")
-
-
-if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "A trainer's workdir.", required=True)
-  flags.DEFINE_string("output", None, "The folder to write.", required=True)
-  settings.start(main)
+  print(
+    f"{flags.FLAGS.output}: {', '.join(info['signatures'])}; step {info['step']} of "
+    f"{info['made_by']}"
+  )

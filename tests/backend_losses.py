@@ -22,7 +22,7 @@ _ARCHITECTURE = {
 
 
 def compute(folder: str) -> dict[str, float]:
-  """The losses of the weights in `folder`, or of drawn ones, which are left there."""
+  """Returns the losses of the weights in `folder`; draws and saves weights there if it has none."""
   retriever = Retriever(
     architecture=_ARCHITECTURE, projection_dim=6, query_length=12, passage_length=12, dropout=0.0
   )
@@ -52,7 +52,9 @@ def compute(folder: str) -> dict[str, float]:
   }
   return {
     "ict": _loss(InBatchModel(retriever, measures_removed=True), ict),
-    "recurring_spans": _loss(InBatchModel(retriever), {**ict, "allowed": np.triu(np.ones([4, 4], np.float32))}),
+    "recurring_spans": _loss(
+      InBatchModel(retriever), {**ict, "allowed": np.triu(np.ones([4, 4], np.float32))}
+    ),
     "realm": _loss(RealmModel(retriever, reader), realm),
     "batch_candidates": _loss(
       RealmModel(retriever, reader, batch_candidates=True, retriever_loss=DISTILLATION),

@@ -1,6 +1,6 @@
-"""BUILD files say what the sources import: every file in one target, its deps its imports, every package pinned.
+"""BUILD files, run as Bazel runs them: no file is missing, deps match imports, all is pinned.
 
-Whoever adds a file or an import is told the target to write.
+A new file needs no entry. If a file imports another package, the failure says what to write.
 """
 
 import ast
@@ -8,68 +8,46 @@ import dataclasses
 import functools
 import graphlib
 import importlib.metadata
-import os
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests import imports_test
+from benchmarks.speed import environments
+from tests import source_code
+from tests.dependencies import distributions, normalised, pinned
+from tests.source_code import PACKAGES, REPOSITORY
 
-REPOSITORY = imports_test.REPOSITORY
-RULES = ("py_library", "py_binary", "py_test")
+DOCKERFILE = (REPOSITORY / "deploy" / "Dockerfile").read_text()
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A Python target.
+  """A target as Bazel would see it.
 
   Attributes:
-    rule: one of RULES.
+    rule: its function, as py_library.
     package: folder, "" for the root.
-    src: its one file, relative to the repository.
-    deps: full labels.
-    attributes: all, as written.
+    attributes: as given, globs as lists of files.
   """
 
   rule: str
   package: str
-  name: str
-  src: str
-  deps: frozenset[str]
-  attributes: dict = dataclasses.field(default_factory=dict, compare=False)
+  attributes: dict
 
   @property
   def label(self) -> str:
-    return f"//{self.package}:{self.name}"
+    return f"//{self.package}:{self.attributes['name']}"
 
-  def __str__(self) -> str:
-    """As it stands in a BUILD file."""
-    buildifier_order = lambda label: (":/@".index(label[0]), label.replace(":", "!"))
-    deps = sorted((_short(label, self.package) for label in self.deps), key=buildifier_order)
-    values = {"name": self.name, "srcs": [os.path.basename(self.src)]}
-    if self.rule == "py_test":
-      values |= {"args": [self.src], "main_module": "pytest"}
-    lines = [f"    {name} = {_quoted(value)}," for name, value in (values | {"deps": deps}).items() if value]
-    return "\n".join([f"{self.rule}(", *lines, ")"])
-
-
-def _quoted(value) -> str:
-  if isinstance(value, str):
-    return f'"{value}"'
-  if len(value) == 1:
-    return f'["{value[0]}"]'
-  return "\n".join(["[", *(f'        "{one}",' for one in value), "    ]"])
-
-
-def _short(label: str, package: str) -> str:
-  where, _, name = label.partition(":")
-  if where == f"//{package}":
-    return f":{name}"
-  return where if where.endswith(f"/{name}") else label
+  @property
+  def deps(self) -> set[str]:
+    """Full labels."""
+    return {_full(label, self.package) for label in self.attributes.get("deps", ())}
 
 
 def _full(label: str, package: str) -> str:
@@ -78,164 +56,229 @@ def _full(label: str, package: str) -> str:
   return label if ":" in label or label.startswith("@") else f"{label}:{label.rpartition('/')[2]}"
 
 
-# ----------------------------------------------------------------------------------------------------- what is written
+# ---------------------------------------------------------------------------------- what is written
 
 
-@functools.cache
-def build_files() -> dict[str, list[ast.Call]]:
-  """Package → its rules, in order."""
-  found = {}
-  below = [path for package in imports_test.PACKAGES for path in (REPOSITORY / package).rglob("BUILD")]
-  for path in [REPOSITORY / "BUILD", *below]:
-    body = ast.parse(path.read_text()).body
-    package = str(path.parent.relative_to(REPOSITORY)).removeprefix(".")
-    found[package] = [node.value for node in body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+def build_files() -> list[str]:
+  """Folders that have a BUILD file, "" for the root."""
+  found = [*REPOSITORY.glob("BUILD")]
+  for package in (*PACKAGES, "deploy", "docs", "testdata"):
+    found += (REPOSITORY / package).rglob("BUILD")
+  return sorted(str(path.parent.relative_to(REPOSITORY)).removeprefix(".") for path in found)
+
+
+def matches(file: str, patterns: list[str]) -> bool:
+  """Whether one of Bazel's glob patterns matches: `**` is any number of folders."""
+  words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*"}
+  return any(
+    re.fullmatch(
+      "".join(words.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*)", pattern)),
+      file,
+    )
+    for pattern in patterns
+  )
+
+
+def glob(folder: pathlib.Path, include, exclude=(), *, allow_empty: bool = False) -> list[str]:
+  """Bazel's function of that name, in a folder."""
+  files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+  found = sorted(file for file in files if matches(file, include) and not matches(file, exclude))
+  assert found or allow_empty, f"{folder}/BUILD: no file matches {include}"
   return found
+
+
+def targets_of(package: str) -> list[Target]:
+  """Runs a BUILD file as Python, which is close enough to Starlark."""
+  targets = []
+
+  def rule(name):
+    return lambda **attributes: targets.append(Target(name, package, attributes))
+
+  def load(scope, label, *names):
+    if label == "//:python.bzl":
+      scope |= {name: value for name, value in run("python.bzl").items() if name in names}
+    elif label == "@pypi//:requirements.bzl":
+      scope["all_requirements"] = [f"@pypi//{name}" for name in pinned("requirements_lock.txt")]
+    else:
+      scope |= {name: rule(name) for name in names}
+
+  def run(file):
+    own_glob = functools.partial(glob, REPOSITORY / package)
+    scope = {
+      "exports_files": lambda names: [rule("exported")(name=name) for name in names],
+      "filegroup": rule("filegroup"),
+      "glob": own_glob,
+      "native": types.SimpleNamespace(glob=own_glob, package_name=lambda: package),
+    }
+    scope["load"] = functools.partial(load, scope)
+    exec(compile((REPOSITORY / file).read_text(), file, "exec"), scope)
+    return scope
+
+  run(f"{package}/BUILD".removeprefix("/"))
+  return targets
 
 
 @functools.cache
 def written() -> tuple[Target, ...]:
-  """The Python targets of all BUILD files."""
-  targets = []
-  for package, calls in build_files().items():
-    for call in calls:
-      if call.func.id in RULES:
-        attributes = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-        (src,) = attributes["srcs"]
-        deps = frozenset(_full(label, package) for label in attributes.get("deps", ()))
-        targets.append(Target(call.func.id, package, attributes["name"], os.path.join(package, src), deps, attributes))
-  return tuple(targets)
+  """The targets of all BUILD files."""
+  return tuple(target for package in build_files() for target in targets_of(package))
 
 
-# ------------------------------------------------------------------------------------------------------ what is wanted
-
-
-@functools.cache
-def files() -> dict[str, str]:
-  """Module → its file."""
-  found = {}
-  for package in imports_test.PACKAGES:
-    for path in sorted((REPOSITORY / package).rglob("*.py")):
-      file = str(path.relative_to(REPOSITORY))
-      found[file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")] = file
+def library(package: str) -> Target:
+  (found,) = [
+    target for target in written() if (target.rule, target.package) == ("py_library", package)
+  ]
   return found
 
 
-def rule_of(file: str) -> str:
-  if file.endswith("_test.py"):
-    return "py_test"
-  starts = '__name__ == "__main__"' in (REPOSITORY / file).read_text() or file.endswith("__main__.py")
-  return "py_binary" if starts else "py_library"
+# ----------------------------------------------------------------------------------- what is wanted
 
 
-def label_of(module: str) -> str:
-  folder, name = os.path.split(files()[module])
-  return f"//{folder}:{os.path.basename(folder) if name == '__init__.py' else name.removesuffix('.py')}"
+def files(package: str) -> set[str]:
+  """All files of a package and of what is below it, relative to it."""
+  folder = REPOSITORY / package
+  return {
+    str(path.relative_to(folder))
+    for path in folder.rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts and path.name != "BUILD"
+  }
 
 
-def pinned(file: str) -> dict[str, str]:
-  """Normalised name → version of a requirements file."""
-  lines = (REPOSITORY / file).read_text().splitlines()
-  pins = (line.split("==") for line in lines if line and not line.startswith("#"))
-  return {normalised(name): version for name, version in pins}
+def unpinned(package: str) -> list[str]:
+  """Imports of a package that no line of requirements.txt provides, each with what to pin.
+
+  An unpinned package may only be imported inside the function that uses it. The peers of the speed
+  benchmark run in environments of their own, and import what those pin.
+  """
+  own, found = set(pinned("requirements.txt")), []
+  for name, tree in source_code.sources(package).items():
+    peer = f"{package}.{name}".startswith("benchmarks.speed.peer")
+    first = source_code.imported(
+      ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+    )
+    for module in sorted(first):
+      top = module.split(".")[0]
+      if top in sys.stdlib_module_names or top in PACKAGES:
+        continue
+      google = module.startswith("google.protobuf")
+      names = ["protobuf"] if google else distributions().get(top, [])
+      if peer and top in peer_packages() or {normalised(one) for one in names} & own:
+        continue
+      found.append(f"{package}.{name} imports {module} of {names or '(not installed)'}")
+  return found
 
 
-def normalised(name: str) -> str:
-  return re.sub(r"[-_.]+", "_", name).lower()
+def peer_packages() -> set[str]:
+  """Packages that the environments of the speed benchmark's peers pin."""
+  pins = (pin for pins in environments.PINS.values() for pin in pins)
+  return {normalised(Requirement(pin).name) for pin in pins}
 
 
 @functools.cache
-def distributions() -> dict[str, list[str]]:
-  return dict(importlib.metadata.packages_distributions())
+def wanted_deps(package: str) -> frozenset[str]:
+  """Labels of our packages that the sources of a package import."""
+  known = source_code.modules()
+  names = {
+    module.split(".")[0]
+    for tree in source_code.sources(package).values()
+    for module in source_code.own_imports(tree, known)
+  }
+  return frozenset(f"//{name}:{name}" for name in names - {package})
 
 
-def pypi_labels(file: str, tree: ast.Module) -> set[str]:
-  """Labels of the packages that a source imports from PyPI; what is not pinned may only be imported where it is used."""
-  labels = set()
-  first = imports_test.imported(ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], []))
-  for name in imports_test.imported(tree):
-    top = name.split(".")[0]
-    if top in sys.stdlib_module_names or top in imports_test.PACKAGES:
-      continue
-    found = ["protobuf"] if name.startswith("google.protobuf") else distributions().get(top, [])
-    known = [normalised(one) for one in found if normalised(one) in pinned("requirements.txt")]
-    if not known and name not in first:
-      continue  # whoever wants it installs it
-    assert known, f"{file} imports {name}: pin its package {' or '.join(found) or '(not installed)'} in requirements.txt"
-    labels.add(f"@pypi//{known[0]}")
-  return labels
+# -------------------------------------------------------------------------------------------- tests
 
 
-@functools.cache
-def wanted() -> dict[str, Target]:
-  """File → the target that it should have."""
-  targets, known = {}, set(files())
-  for module, file in files().items():
-    tree = ast.parse((REPOSITORY / file).read_text())
-    folder, own = os.path.dirname(file), label_of(module)
-    deps = {label_of(name) for name in imports_test.own_imports(tree, known)} | pypi_labels(file, tree)
-    package = folder.replace("/", ".")
-    if module != package and package in files():
-      deps.add(label_of(package))
-    elif "." in package:
-      deps.add(label_of(package.rpartition(".")[0]))
-    rule = rule_of(file)
-    if rule != "py_library":
-      deps |= {label_of(name) for name in started_programs(tree)}
-    if rule == "py_test":
-      deps |= {"//tests:conftest", "@pypi//pytest", "@pypi//pytest_timeout"}
-    targets[file] = Target(rule, folder, own.rpartition(":")[2], file, frozenset(deps - {own}))
-  return targets
+def test_every_package_has_its_build_file():
+  # None below: a folder with a BUILD file of its own is left out of the globs above it.
+  assert set(build_files()) == {"", *PACKAGES}
 
 
-def started_programs(tree: ast.Module) -> set[str]:
-  """Our programs that a source names in a string, to start them with `python -m`."""
-  named = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-  programs = {module.removesuffix(".__main__"): module for module, file in files().items() if rule_of(file) == "py_binary"}
-  return {programs[name] for name in named & set(programs)}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_library_holds_every_file(package):
+  target = library(package)
+  sources, data = set(target.attributes["srcs"]), set(target.attributes["data"])
+  assert target.label == f"//{package}:{package}"
+  assert sources == {file for file in files(package) if file.endswith(".py")}
+  assert data == files(package) - sources  # such as web pages
 
 
-# --------------------------------------------------------------------------------------------------------------- tests
+@pytest.mark.parametrize("package", PACKAGES)
+def test_deps_are_the_imports(package):
+  got = {label for label in library(package).deps if not label.startswith("@pypi//")}
+  if package == "tests":  # they start modules that they do not import
+    assert got == {f"//{name}:{name}" for name in PACKAGES} - {"//tests:tests"}
+  else:
+    assert got == wanted_deps(package), f"{package}/BUILD should have these deps"
 
 
-def test_every_file_has_one_target_with_its_imports_as_deps():
-  got = {}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_is_imported_is_pinned(package):
+  assert not unpinned(package), "pin these packages in requirements.txt"
+
+
+def test_every_library_has_what_is_locked():
+  for package in PACKAGES:
+    got = {label for label in library(package).deps if label.startswith("@pypi//")}
+    assert got == {f"@pypi//{name}" for name in pinned("requirements_lock.txt")}
+
+
+def test_program_has_all_packages():
+  """Tests `bazel run //:run -- realm_tf.pipeline`, which starts other commands."""
+  (program,) = [target for target in written() if target.rule == "py_binary"]
+  assert program.deps == library("tests").deps - {
+    label for label in library("tests").deps if label.startswith("@pypi//")
+  }
+  done = subprocess.run(
+    [sys.executable, "-m", program.attributes["main_module"], "serving.signatures"],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert done.stdout.startswith("# Signatures"), done.stderr
+
+
+def test_every_label_exists():
+  known = {target.label for target in written()}
+  known |= {f"@pypi//{name}" for name in pinned("requirements_lock.txt")}
   for target in written():
-    assert target.src not in got, f"{target.src} stands in {got[target.src].label} and in {target.label}"
-    got[target.src] = target
-  programs = {target.label for target in wanted().values() if target.rule == "py_binary"}
-  wrong = []
-  for file, target in wanted().items():
-    now = got.pop(file, None)
-    # A program may be a dep although nothing imports it: what is started under a name that is put together.
-    if (now is None or dataclasses.replace(now, deps=target.deps) != target
-        or not target.deps <= now.deps <= target.deps | programs):
-      wrong.append(f"{target.package}/BUILD should have\n\n{target}\n")
-  wrong += [f"{target.label}: there is no {file}; delete it" for file, target in got.items()]
-  print(f"{len(wanted())} files in {len(build_files())} packages, {sum(len(target.deps) for target in written())} deps")
-  assert not wrong, "\n".join(wrong)
+    data = {label for label in target.attributes.get("data", ()) if label.startswith(("//", ":"))}
+    assert target.deps | {_full(label, target.package) for label in data} <= known, target.label
 
 
 def test_no_target_depends_on_itself():
   graph = graphlib.TopologicalSorter({target.label: target.deps for target in written()})
-  order = list(graph.static_order())
-  print(f"{len(order)} targets and packages; the last one to build is {order[-1]}")
+  assert list(graph.static_order())  # raises if there is a cycle
 
 
 def test_every_test_runs_under_pytest():
-  for target in written():
-    if target.rule == "py_test":
-      assert (target.attributes["main_module"], target.attributes["args"]) == ("pytest", [target.src]), target.label
+  tests = {target.label: target for target in written() if target.rule == "py_test"}
+  names = {file.removesuffix(".py") for file in files("tests") if file.endswith("_test.py")}
+  assert set(tests) == {f"//tests:{name.replace('/', '_')}" for name in names}
+  for name in names:
+    target = tests[f"//tests:{name.replace('/', '_')}"]
+    assert target.attributes["srcs"] == [f"{name}.py"]
+    assert target.attributes["args"] == [f"tests/{name}.py"]
+    assert target.attributes["main_module"] == "pytest"
+    assert target.deps == {"//tests:tests"}
 
 
-def test_every_other_file_is_data_of_its_package():
-  """Web pages and the like."""
-  for package in imports_test.PACKAGES:
-    for path in (REPOSITORY / package).rglob("*"):
-      file = path.relative_to(REPOSITORY)
-      if path.is_file() and path.suffix not in (".py", ".pyc") and path.name != "BUILD" and "__pycache__" not in file.parts:
-        data = {name for target in written() if target.package == str(file.parent) for name in target.attributes.get("data", ())}
-        assert path.name in data, f'{file}: add data = ["{path.name}"] to the target in {file.parent}/BUILD that reads it'
+def test_module_reads_the_lock():
+  """The hub `@pypi` is made from the file that the Makefile uses for constraints."""
+  calls = {
+    ast.unparse(node.func): {
+      keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords
+    }
+    for node in ast.walk(ast.parse((REPOSITORY / "MODULE.bazel").read_text()))
+    if isinstance(node, ast.Call)
+  }
+  assert calls["pip.parse"]["hub_name"] == "pypi"
+  lock = calls["pip.parse"]["requirements_lock"]
+  assert lock in {target.label for target in written() if target.rule == "exported"}
+  assert (REPOSITORY / lock.removeprefix("//:")).is_file()
+  versions = {calls[name]["python_version"] for name in ("pip.parse", "python.toolchain")}
+  assert versions == {re.search(r"FROM python:(\d+\.\d+)", DOCKERFILE)[1]}
 
 
 def test_lock_is_all_that_requirements_need():
@@ -250,21 +293,38 @@ def test_lock_is_all_that_requirements_need():
     found = importlib.metadata.distribution(requirement.name)
     needed[key] = f"{found.metadata['Name']}=={found.version}"
     parsed = [Requirement(one) for one in found.requires or ()]
-    todo += [one for one in parsed if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in extras)]
+    todo += [
+      one
+      for one in parsed
+      if not one.marker or any(one.marker.evaluate({"extra": extra}) for extra in extras)
+    ]
   wanted_lines = {line.split("==")[0]: line for line in needed.values()}
   versions = {normalised(name): line.split("==")[1] for name, line in wanted_lines.items()}
   got = pinned("requirements_lock.txt")
-  print(f"{len(pinned('requirements.txt'))} packages need {len(versions)}")
   for name, version in pinned("requirements.txt").items():
-    assert versions[name] == version, f"requirements.txt pins {name}=={version}, installed is {versions[name]}"
-  assert got == versions, "requirements_lock.txt should be\n" + "\n".join(sorted(wanted_lines.values(), key=str.lower))
+    assert versions[name] == version, (
+      f"requirements.txt pins {name}=={version}, but {versions[name]} is installed"
+    )
+  assert got == versions, "requirements_lock.txt should be\n" + "\n".join(
+    sorted(wanted_lines.values(), key=str.lower)
+  )
 
 
 def test_buildifier_finds_nothing():
-  found = shutil.which("buildifier") or next(iter(sorted(REPOSITORY.glob("node_modules/.bin/buildifier"))), None)
+  found = shutil.which("buildifier") or next(
+    iter(sorted(REPOSITORY.glob("node_modules/.bin/buildifier"))), None
+  )
   if found is None:
     pytest.skip("no buildifier on PATH (npm install @bazel/buildifier)")
-  paths = [REPOSITORY / "MODULE.bazel", *(REPOSITORY / package / "BUILD" for package in build_files())]
-  done = subprocess.run([str(found), "-mode=check", "-lint=warn", *map(str, paths)], capture_output=True, text=True, timeout=60)
-  print(f"buildifier read {len(paths)} files {done.stdout}{done.stderr}")
+  paths = [
+    REPOSITORY / "MODULE.bazel",
+    REPOSITORY / "python.bzl",
+    *(REPOSITORY / package / "BUILD" for package in build_files()),
+  ]
+  done = subprocess.run(
+    [str(found), "-mode=check", "-lint=warn", *map(str, paths)],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
   assert done.returncode == 0, done.stderr + done.stdout

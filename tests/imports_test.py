@@ -1,156 +1,76 @@
-"""Who may import whom: DESIGN.md's house, read from the sources."""
+"""Import rules: the contracts of pyproject.toml, and rules that these cannot express."""
 
-import ast
-import functools
-import pathlib
+import copy
+import os
+import subprocess
 import sys
 
-import pytest
+import grimp
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
-PACKAGES = ("realm_tf", "beam_jobs", "serving", "configs", "quickstart_corpus", "benchmarks", "tests")
-
-# Each file of realm_tf with the files of realm_tf that it may import. A row stands below all that it imports.
-ALLOWED = {
-    "errors": "",
-    "paths": "",
-    "json_lines": "",
-    "ownership": "errors paths",
-    "artifacts": "errors ownership paths",
-    "input_files": "artifacts paths",
-    "progress": "artifacts json_lines",
-    "salient_spans": "",
-    "characters": "",
-    "vocabularies": "artifacts characters",
-    "metrics": "characters",
-    "plots": "artifacts",
-    "losses": "",
-    "tokenization": "characters vocabularies",
-    "passages": "artifacts paths tokenization",
-    "holders": "artifacts metrics passages",
-    "examples": "artifacts holders passages tokenization",
-    "answering": "examples passages",
-    "explanations": "artifacts examples tokenization",
-    "devices": "errors",
-    "models.encoder": "errors",
-    "models.retriever": "models.encoder",
-    "models.masked_reader": "models.encoder",
-    "models.span_reader": "models.encoder",
-    "models.tagger": "models.encoder",
-    "models.open_qa": "devices losses models.span_reader",
-    "models.in_batch": "devices losses models.retriever",
-    "models.realm": "devices losses models.masked_reader models.retriever",
-    "optimizer": "devices",
-    "snapshots": "artifacts tokenization vocabularies models.retriever models.masked_reader models.span_reader",
-    "checkpoints": "artifacts paths",
-    "published": "artifacts characters checkpoints paths vocabularies models.retriever models.masked_reader models.span_reader",
-    "searchers": "artifacts paths",
-    "index": "artifacts paths searchers",
-    "refresh": "artifacts index",
-    "retrieval": "artifacts metrics passages examples snapshots tokenization index models.retriever",
-    "bm25": "characters passages retrieval",
-    "settings": "artifacts devices errors examples passages published snapshots tokenization models.encoder models.masked_reader models.retriever",
-    "block_records": "artifacts checkpoints settings",
-    "recurring_spans": "errors examples holders passages tokenization models.retriever",
-    "questions": "artifacts json_lines metrics ownership passages examples settings tokenization",
-    "qa_examples": "answering examples index metrics passages progress questions models.span_reader",
-    "prepare_questions": "artifacts input_files json_lines metrics ownership progress questions settings",
-    "training": "artifacts ownership snapshots progress",
-    "warm_start": "errors examples optimizer passages recurring_spans settings snapshots tokenization training models.in_batch",
-    "stages": "artifacts",
-    "conll": "artifacts paths",
-    "span_tagger": "artifacts conll examples paths tokenization models.tagger",
-}
-ENTRY_POINTS = ("pretrain_ict", "pretrain_spans", "pretrain", "pretrain_mlm", "closed_book", "finetune", "evaluate", "explain", "train_tagger", "pipeline",
-                "import_checkpoint", "export_checkpoint")  # in order: any above
+from tests import import_contracts
+from tests.source_code import PACKAGES, REPOSITORY, imported, modules, own_imports, sources
 
 
-@functools.cache
-def sources(package: str) -> dict[str, ast.Module]:
-  """Module name without the package → its parsed source."""
-  root = REPOSITORY / package
-  return {".".join(path.relative_to(root).with_suffix("").parts): ast.parse(path.read_text())
-          for path in sorted(root.rglob("*.py"))}
+def test_contracts_are_kept():
+  """The contracts of pyproject.toml hold; `make lint` checks them, too."""
+  done = subprocess.run(
+    [sys.executable, "-c", "from importlinter import cli; cli.lint_imports_command()"]
+    + ["--no-cache", "--no-logo"],
+    cwd=REPOSITORY,
+    env=os.environ | {"COLUMNS": "200"},
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
 
 
-@functools.cache
-def modules() -> set[str]:
-  return {f"{package}.{name}".removesuffix(".__init__") for package in PACKAGES for name in sources(package)}
+def test_commands_are_found_by_their_sources():
+  found = {module for module in modules() if import_contracts.is_command(module)}
+  assert {"realm_tf.pretrain", "beam_jobs.refresh_index", "serving.web.__main__"} <= found
+  assert not found & {"realm_tf", "realm_tf.models.realm", "realm_tf.training.loop", "serving.web"}
 
 
-def imported(tree: ast.Module) -> set[str]:
-  """All modules that a source imports anywhere, functions included, as dotted names."""
-  found = set()
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Import):
-      found |= {alias.name for alias in node.names}
-    elif isinstance(node, ast.ImportFrom):
-      assert not node.level, f"relative import of {node.module}"
-      found |= {f"{node.module}.{alias.name}" for alias in node.names}
-  return found
+def test_an_import_of_a_command_is_found():
+  """Our own contract fails on a graph with an import that it forbids."""
+  graph = grimp.ImportGraph()
+  for module in ("realm_tf.evaluate", "realm_tf.pretrain", "realm_tf.models.losses"):
+    graph.add_module(module)
+  graph.add_import(importer="realm_tf.pretrain", imported="realm_tf.models.losses")
 
+  def check(**options):
+    contract = import_contracts.CommandsOnTop("name", {}, options)
+    return contract.check(copy.deepcopy(graph), verbose=False)
 
-def own_imports(tree: ast.Module, known: set[str]) -> set[str]:
-  """Those of our packages: `from realm_tf.passages import Ragged` counts as realm_tf.passages."""
-  found = set()
-  for name in imported(tree):
-    if name.split(".")[0] in PACKAGES:
-      found.add(name if name in known else name.rpartition(".")[0])
-  return found
-
-
-def allowed_of(name: str) -> set[str]:
-  if name in ENTRY_POINTS:
-    return {*ALLOWED, *ENTRY_POINTS[:ENTRY_POINTS.index(name)]}
-  return set(ALLOWED[name].split())
-
-
-def test_the_table_has_no_cycle_and_lists_every_file():
-  above = []
-  for name, allowed in ALLOWED.items():
-    assert set(allowed.split()) <= set(above), f"{name} stands above something that it may import"
-    above.append(name)
-  files = {name for name in sources("realm_tf") if not name.endswith("__init__")}
-  print(sorted(files))
-  assert files == {*ALLOWED, *ENTRY_POINTS}, "give a new file its place in the table"
-
-
-@pytest.mark.parametrize("name", [*ALLOWED, *ENTRY_POINTS])
-def test_realm_tf_imports_only_what_stands_above(name):
-  got = own_imports(sources("realm_tf")[name], modules())
-  outside = {module for module in got if not module.startswith("realm_tf.")}
-  extra = {module.removeprefix("realm_tf.") for module in got} - allowed_of(name) - outside
-  print(f"{name} imports {sorted(got)}")
-  assert not outside, f"realm_tf never imports {outside}"
-  assert not extra, f"{name} may import {sorted(allowed_of(name))}"
-
-
-@pytest.mark.parametrize("package, others", [
-    ("realm_tf", {"beam_jobs", "serving", "configs", "quickstart_corpus", "benchmarks", "tests"}),
-    ("beam_jobs", {"serving", "configs", "quickstart_corpus", "benchmarks", "tests"}),
-    ("serving", {"beam_jobs", "configs", "quickstart_corpus", "benchmarks", "tests"}),
-    ("quickstart_corpus", {"realm_tf", "beam_jobs", "serving", "configs", "benchmarks", "tests"}),
-])
-def test_packages_keep_apart(package, others):
-  for name, tree in sources(package).items():
-    got = {module.split(".")[0] for module in imported(tree)}
-    assert not got & others, f"{package}/{name}.py imports {got & others}"
+  assert check().kept
+  graph.add_import(importer="realm_tf.evaluate", imported="realm_tf.pretrain")
+  assert check().metadata == {"found": ["realm_tf.evaluate imports realm_tf.pretrain"]}
+  assert not check().kept
+  assert check(ignore_imports=["realm_tf.evaluate -> realm_tf.pretrain"]).kept
 
 
 def test_client_imports_no_tensorflow():
-  client = sources("serving").get("client")
-  if client is None:
-    pytest.skip("serving/client.py is not there yet")
-  assert own_imports(client, modules()) <= {"serving.signatures", "serving.predict_protocol", "realm_tf.json_lines"}
+  """Neither do the modules that it imports."""
+  own = {
+    f"serving.{name}" for name in ("pages", "remote", "results", "tf_serving.predict_protocol")
+  }
+  light = {"realm_tf.cli", "realm_tf.errors", "realm_tf.storage.json_lines"}
+  allowed = own | light | {"serving.signatures"}
+  for name in ("client", *(name.removeprefix("serving.") for name in own)):
+    assert own_imports(sources("serving")[name], modules()) <= allowed, name
 
 
 def test_no_cycles_in_what_is_imported():
   known = modules()
-  edges = {f"{package}.{name}": own_imports(tree, known) for package in PACKAGES for name, tree in sources(package).items()}
+  edges = {
+    f"{package}.{name}": own_imports(tree, known)
+    for package in PACKAGES
+    for name, tree in sources(package).items()
+  }
   done, path = set(), []
 
   def visit(name: str) -> None:
-    assert name not in path, " → ".join([*path[path.index(name):], name])
+    assert name not in path, " → ".join([*path[path.index(name) :], name])
     if name not in done:
       path.append(name)
       for other in sorted(edges.get(name, ())):
@@ -160,25 +80,59 @@ def test_no_cycles_in_what_is_imported():
 
   for name in sorted(edges):
     visit(name)
-  print(f"{len(edges)} files, {sum(map(len, edges.values()))} imports, no cycle")
   assert sum(map(len, edges.values())) > 100
 
 
 def test_models_and_losses_run_on_any_backend():
-  """Keras' JAX backend needs no TensorFlow: models and losses name none."""
-  for name in ("losses", "errors", "optimizer", "models.encoder", "models.retriever", "models.masked_reader", "models.span_reader", "models.tagger",
-               "models.in_batch", "models.realm"):
-    got = {module.split(".")[0] for module in imported(sources("realm_tf")[name])}
-    assert "tensorflow" not in got and "tensorflow_text" not in got, name
+  """Keras' JAX backend needs no TensorFlow, and neither does anything models and losses import."""
+  names = ["errors", "corpus.metrics", "training.optimizer"]
+  without = {
+    "models.snapshots",
+    "models.fused",
+  }  # folders of weights; the encoder of embedding jobs
+  names += [
+    name for name in sources("realm_tf") if name.startswith("models.") and name not in without
+  ]
+  assert len(names) > 10, names
+  program = """
+import importlib, sys
+sys.modules.update(dict.fromkeys(["tensorflow", "tensorflow_text"]))
+for name in sys.argv[1:]:
+  importlib.import_module(f"realm_tf.{name}")
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program, *names],
+    cwd=REPOSITORY,
+    env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
 
 
 def test_json_lines_is_standard_library():
-  outside = {module.split(".")[0] for module in imported(sources("realm_tf")["json_lines"])} - sys.stdlib_module_names
+  own = ("storage.json_lines", "storage.json_values", "storage.packed_files")
+  found = {module for name in own for module in imported(sources("realm_tf")[name])}
+  ours = tuple(f"realm_tf.{name}" for name in own)
+  outside = {
+    module.split(".")[0] for module in found if not module.startswith(ours)
+  } - sys.stdlib_module_names
   assert not outside, "the client starts at once, without TensorFlow"
 
 
-def test_metrics_and_salient_spans_are_plain_python():
-  allowed = {"dataclasses", "functools", "itertools", "re", "regex", "string", "sys", "unicodedata", "collections", "numpy"}
-  for name in ("characters", "metrics", "salient_spans"):
-    found = imported(sources("realm_tf")[name]) - {"realm_tf.characters"}
+def test_metrics_and_rules_are_plain_python():
+  allowed = {
+    "dataclasses",
+    "functools",
+    "itertools",
+    "re",
+    "regex",
+    "string",
+    "sys",
+    "unicodedata",
+    "collections",
+    "numpy",
+  }
+  for name in ("corpus.characters", "corpus.metrics", "spans.rules"):
+    found = imported(sources("realm_tf")[name]) - {"realm_tf.corpus.characters"}
     assert {module.split(".")[0] for module in found} <= allowed, name

@@ -1,4 +1,7 @@
-"""A run whose folder has a name like a pattern and a list, and that is then moved: every part finds the others."""
+"""A run in a folder whose name looks like a pattern and a list, which is then moved.
+
+Every part finds the others.
+"""
 
 import os
 import shutil
@@ -6,41 +9,20 @@ import shutil
 import numpy as np
 import pytest
 
-from beam_jobs import annotate_spans, embed_passages, make_passages, refresh_index, show_spans
-from realm_tf import (
-  artifacts,
-  evaluate,
-  examples,
-  explain,
-  finetune,
-  index,
-  passages,
-  pretrain,
-  pretrain_ict,
-  snapshots,
-)
-from realm_tf.index import IndexConfig
-from serving import export
+from beam_jobs import annotate_spans, make_passages
+from realm_tf import evaluate, explain, finetune, pretrain, pretrain_ict, settings
+from realm_tf.corpus import passages
+from realm_tf.examples.masked_sentences import MaskedSentences
+from realm_tf.models import snapshots
+from realm_tf.retrieval import index
+from realm_tf.spans import show_spans
+from realm_tf.storage import artifacts
+from realm_tf.training import realm_batches, refresh
+from serving import parts
+from tests import folders
 from tests.conftest import eagerly, toy_config
 
 NAME = "my [v2] run, final?*"
-
-
-def make_index(config, *, snapshots_root: str, indexes: str) -> None:
-  """`pretrain.make_index` in this process."""
-  del config
-  refresh_index.refresh_newest(
-    snapshots=snapshots_root,
-    passages=passages_of_run(indexes),
-    indexes=indexes,
-    config=IndexConfig(),
-    keep=2,
-    embed=lambda folder, **what: embed_passages.embed(folder, **what, jit_compile=False),
-  )
-
-
-def passages_of_run(folder: str) -> str:
-  return folder[: folder.index(NAME)] + NAME + "/passages"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +46,7 @@ def run(toy, tmp_path_factory):
   )
   annotate_spans.run(config.passages, config.knowledge_spans)
   with pytest.MonkeyPatch.context() as patch, eagerly():
-    patch.setattr(pretrain, "make_index", make_index)
+    patch.setattr(refresh, "make_index", folders.make_index)
     pretrain_ict.pretrain_ict(config, config.ict.workdir)
     pretrain.pretrain(config, config.realm.workdir)
     finetune.finetune(config, config.finetune.workdir)
@@ -102,7 +84,7 @@ def test_the_jobs_and_trainers_work_there(run, toy):
 
 @pytest.fixture
 def moved(run, tmp_path, monkeypatch):
-  """The run in another place under another name, seen from there."""
+  """The run in another place under another name, as seen from there."""
   place = tmp_path / "else, [where]*" / "run"
   place.parent.mkdir()
   os.rename(run[0], place)
@@ -114,7 +96,7 @@ def moved(run, tmp_path, monkeypatch):
 def test_a_moved_run_is_whole(run, moved, toy):
   assert score("finetune", toy) == run[1]
   assert index.passages_of("realm/indexes/00000004") == str(moved / "passages")
-  system = export.find_system("finetune")
+  system = parts.find_system("finetune")
   assert system.folders == {
     "snapshot": "finetune/snapshots/00000002",
     "index": str(moved / "realm/indexes/00000004"),
@@ -125,7 +107,7 @@ def test_a_moved_run_is_whole(run, moved, toy):
     "realm", text="Orla lies in the north of [MASK].", question=None, answer=None
   )
   assert report.explanations[0].passages == str(moved / "passages")
-  sentences = examples.MaskedSentences(
+  sentences = MaskedSentences(
     "spans-knowledge",
     tokenizer=snapshots.load_tokenizer("ict/snapshots/00000002"),
     query_length=24,
@@ -144,11 +126,10 @@ def test_a_part_that_was_moved_alone_is_found_by_fingerprint(run, moved, toy, ca
     assert index.passages_of("realm/indexes/00000004") == str(moved / "data/z")
     assert f"found by fingerprint at {moved}/data/z" in capsys.readouterr().err
     os.rename("data/z", moved.parent / "z")
-    shutil.copytree(
-      toy.path("passages-pretraining"), "passages"
-    )  # others in their place are not taken
+    # other ones in their place are not used
+    shutil.copytree(toy.path("passages-pretraining"), "passages")
     assert index.passages_of("realm/indexes/00000004") == str(moved.parent / "z")
-    os.remove(moved.parent / "z/COMPLETE")
+    os.rename(moved.parent / "z/COMPLETE", moved.parent / "marker")
     fingerprint = artifacts.read_info("realm/indexes/00000004")["inputs"]["passages"]["fingerprint"]
     others = artifacts.read_info("passages")["fingerprint"]
     with pytest.raises(artifacts.ArtifactError) as caught:
@@ -156,14 +137,15 @@ def test_a_part_that_was_moved_alone_is_found_by_fingerprint(run, moved, toy, ca
     for words in (
       f"was made from passages {fingerprint}",
       f"{str(moved / 'passages')!r} (passages {others})",
-      f"{passages_of_run(run[0])!r} (nothing is there)",
+      f"{run[0] + '/passages'!r} (does not exist)",
       "--passages",
     ):
       assert words in str(caught.value), caught.value
     assert "\n" not in str(caught.value)
   finally:
     shutil.rmtree("passages", ignore_errors=True)
-    (moved.parent / "z").is_dir() and (moved.parent / "z/COMPLETE").touch()
+    if (moved.parent / "marker").exists():
+      os.rename(moved.parent / "marker", moved.parent / "z/COMPLETE")
     os.rename("data/z" if os.path.exists("data/z") else moved.parent / "z", "passages")
 
 
@@ -171,16 +153,18 @@ def test_spans_are_read_once_where_both_folders_are_the_same(run, toy, monkeypat
   root, _ = run
   config, table = toy_config(root), passages.load(f"{root}/passages")
   tokenizer = snapshots.load_tokenizer(f"{root}/ict/snapshots/00000002")
-  reads, read = [], passages.read_shard
-  monkeypatch.setattr(
-    passages, "read_shard", lambda path, kind: reads.append(path) or read(path, kind)
-  )
+  reads, read = [], passages.read_all
+
+  def read_and_note(shards, row_type):
+    reads.extend([shards] * (row_type is passages.Sentence))
+    return read(shards, row_type)
+
+  monkeypatch.setattr(passages, "read_all", read_and_note)
   config.spans = f"{root}/./spans-knowledge/"
-  batches = pretrain.Batches(config, table, tokenizer)
+  batches = realm_batches.Batches(settings.batches(config), table, tokenizer)
   assert batches.sentences is batches.knowledge_sentences and len(reads) == 1
   config.spans = toy.config().knowledge_spans
-  batches = pretrain.Batches(config, table, tokenizer)
+  batches = realm_batches.Batches(settings.batches(config), table, tokenizer)
   assert batches.sentences is not batches.knowledge_sentences and len(reads) == 3
-  np.testing.assert_array_equal(
-    batches.sentences.ids.values, batches.knowledge_sentences.ids.values
-  )
+  for one, other in zip(batches.sentences.ids, batches.knowledge_sentences.ids, strict=True):
+    np.testing.assert_array_equal(one, other)

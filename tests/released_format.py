@@ -1,6 +1,9 @@
-"""REALM models in the format of their 2020 release, tiny and random, and what they compute: BERT in plain TensorFlow 1 graphs.
+"""Tiny random REALM models in the format of the 2020 release.
 
-Shares no code with realm_tf, so that what is imported from these files can be compared number by number.
+Their outputs come from BERT in plain TensorFlow 1 graphs.
+
+This module shares no code with realm_tf, so that models imported from these files can be compared
+number by number.
 """
 
 import dataclasses
@@ -14,7 +17,8 @@ import tensorflow as tf
 
 tf1 = tf.compat.v1
 
-# Each hub.Module around another one adds a "module/" to its variables' names; loading the embedder to fine-tune it adds one more.
+# Each hub.Module around another one adds a "module/" to its variables' names; loading the embedder
+# to fine-tune it adds one more.
 EMBEDDER_SCOPE = "module/module"
 FINE_TUNED_EMBEDDER_SCOPE = "module/" + EMBEDDER_SCOPE
 INPUTS = ("input_ids", "input_mask", "segment_ids")
@@ -22,7 +26,7 @@ INPUTS = ("input_ids", "input_mask", "segment_ids")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Of all models here.
+  """Sizes of all models here.
 
   Attributes:
     vocab, positions: rows of the embedding tables.
@@ -44,11 +48,12 @@ class Sizes:
 
 
 def write_embedder_module(folder: str, pieces: Sequence[str], sizes: Sizes, *, seed: int) -> None:
-  """A TF1 Hub module with the signatures `projected` and `tokenization_info`.
+  """Writes a TF1 Hub module with the signatures `projected` and `tokenization_info`.
 
   Args:
     folder: new.
     pieces: sizes.vocab word pieces.
+    sizes: of the embedder.
     seed: of all weights.
   """
 
@@ -61,7 +66,10 @@ def write_embedder_module(folder: str, pieces: Sequence[str], sizes: Sizes, *, s
 
 
 def write_bert_module(folder: str, pieces: Sequence[str], sizes: Sizes, *, seed: int) -> None:
-  """A TF1 Hub module with the signatures `tokens`, `mlm` and `tokenization_info`; arguments as of `write_embedder_module`."""
+  """Writes a TF1 Hub module with the signatures `tokens`, `mlm` and `tokenization_info`.
+
+  The arguments are those of `write_embedder_module`.
+  """
 
   def build(training: bool) -> dict:
     inputs, masked = _placeholders(INPUTS), _placeholders(["mlm_positions"])
@@ -73,10 +81,13 @@ def write_bert_module(folder: str, pieces: Sequence[str], sizes: Sizes, *, seed:
 
 
 def write_orqa_model_dir(folder: str, sizes: Sizes, *, seed: int, num_blocks: int) -> None:
-  """A fine-tuned model's directory: model.ckpt-1000 of embedder, reader and optimizer, and encoded/encoded.ckpt.
+  """Writes a fine-tuned model's directory.
+
+  It holds model.ckpt-1000 of embedder, reader and optimizer, and encoded/encoded.ckpt.
 
   Args:
     folder: new or empty.
+    sizes: of embedder and reader.
     seed: of all weights and block embeddings.
     num_blocks: rows of the block embeddings.
   """
@@ -88,18 +99,27 @@ def write_orqa_model_dir(folder: str, sizes: Sizes, *, seed: int, num_blocks: in
     for variable in tf1.trainable_variables():
       if "/layer_" not in variable.op.name and "/cls/" not in variable.op.name:  # enough of them
         for slot in ("adam_m", "adam_v"):
-          tf1.get_variable(f"{variable.op.name}/{slot}", variable.shape, trainable=False, use_resource=False)
+          tf1.get_variable(
+            f"{variable.op.name}/{slot}", variable.shape, trainable=False, use_resource=False
+          )
     _initialize(session, seed)
     session.run(tf1.assign(tf1.train.create_global_step(), 1000))
-    tf1.train.Saver(save_relative_paths=True).save(session, os.path.join(folder, "model.ckpt"), global_step=1000)
+    tf1.train.Saver(save_relative_paths=True).save(
+      session, os.path.join(folder, "model.ckpt"), global_step=1000
+    )
   with tf.Graph().as_default(), _session() as session:
     _variable("block_emb", num_blocks, sizes.projection)
     _initialize(session, seed + 1)
     tf1.train.Saver().save(session, os.path.join(folder, "encoded", "encoded.ckpt"))
 
 
-def _write_module(folder: str, pieces: Sequence[str], build: Callable[[bool], dict], *, seed: int) -> None:
-  """Writes the graphs for training and for use. build(training) → signature name: (inputs, outputs), tensors by name."""
+def _write_module(
+  folder: str, pieces: Sequence[str], build: Callable[[bool], dict], *, seed: int
+) -> None:
+  """Writes the graphs for training and for use.
+
+  `build(training)` gives signature name: (inputs, outputs), tensors by name.
+  """
   builder = tf1.saved_model.Builder(folder)
   with tempfile.TemporaryDirectory() as temporary:
     vocab_path = os.path.join(temporary, "vocab.txt")
@@ -109,12 +129,22 @@ def _write_module(folder: str, pieces: Sequence[str], build: Callable[[bool], di
       with tf.Graph().as_default(), _session() as session:
         signatures = build(training)
         vocab_file = tf.constant(vocab_path, name="vocab_file")
-        signatures["tokenization_info"] = {}, {"vocab_file": vocab_file, "do_lower_case": tf.constant(True)}
+        signatures["tokenization_info"] = (
+          {},
+          {"vocab_file": vocab_file, "do_lower_case": tf.constant(True)},
+        )
         definitions = {
-            name: tf1.saved_model.build_signature_def(
-                *({key: tf1.saved_model.build_tensor_info(tensor) for key, tensor in side.items()} for side in sides))
-            for name, sides in signatures.items()}
-        options = dict(signature_def_map=definitions, assets_collection=[vocab_file], strip_default_attrs=True)
+          name: tf1.saved_model.build_signature_def(
+            *(
+              {key: tf1.saved_model.build_tensor_info(tensor) for key, tensor in side.items()}
+              for side in sides
+            )
+          )
+          for name, sides in signatures.items()
+        }
+        options = dict(
+          signature_def_map=definitions, assets_collection=[vocab_file], strip_default_attrs=True
+        )
         if training:
           _initialize(session, seed)
           builder.add_meta_graph_and_variables(session, ["train"], **options)
@@ -126,19 +156,26 @@ def _write_module(folder: str, pieces: Sequence[str], build: Callable[[bool], di
 
 
 def run_module(folder: str, signature: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """A signature of a written module, in use (no dropout).
+  """Runs a signature of a written module, without dropout.
 
   Args:
-    inputs: [B, L] int32 by INPUTS, for `mlm` mlm_positions [B, M] int32 too; none for `tokenization_info`.
+    folder: of the module.
+    signature: one of `projected`, `tokens`, `mlm` and `tokenization_info`.
+    inputs: [B, L] int32 by INPUTS, for `mlm` mlm_positions [B, M] int32 too; none for
+      `tokenization_info`.
 
   Returns:
-    projected: default [B, projection]. tokens: sequence_output [B, L, hidden], pooled_output [B, hidden]. mlm: these and
-    mlm_logits [B, M, vocab]. tokenization_info: vocab_file (its path in the folder) and do_lower_case, scalars.
+    projected: default [B, projection].
+    tokens: sequence_output [B, L, hidden], pooled_output [B, hidden].
+    mlm: these and mlm_logits [B, M, vocab].
+    tokenization_info: vocab_file (its path in the folder) and do_lower_case, scalars.
   """
   with tf.Graph().as_default(), _session() as session:
     meta_graph = tf1.saved_model.load(session, [], folder)
     definition = meta_graph.signature_def[signature]
-    assert inputs.keys() == set(definition.inputs), f"{signature} takes {sorted(definition.inputs)}, not {sorted(inputs)}"
+    assert inputs.keys() == set(definition.inputs), (
+      f"{signature} takes {sorted(definition.inputs)}, not {sorted(inputs)}"
+    )
     feeds = {definition.inputs[name].name: value for name, value in inputs.items()}
     for packed in meta_graph.collection_def[tf1.saved_model.ASSETS_KEY].any_list.value:
       asset = meta_graph.asset_file_def.add()
@@ -148,15 +185,30 @@ def run_module(folder: str, signature: str, inputs: dict[str, np.ndarray]) -> di
 
 
 def run_embedder(model_dir: str, sizes: Sizes, input_ids, input_mask, segment_ids) -> np.ndarray:
-  """The fine-tuned embedder: [N, L] int32 each → [N, projection]."""
-  return _run_checkpoint(model_dir, lambda inputs: _embedder(inputs, sizes, FINE_TUNED_EMBEDDER_SCOPE),
-                         input_ids, input_mask, segment_ids)
+  """Runs the fine-tuned embedder: [N, L] int32 each → [N, projection]."""
+  return _run_checkpoint(
+    model_dir,
+    lambda inputs: _embedder(inputs, sizes, FINE_TUNED_EMBEDDER_SCOPE),
+    input_ids,
+    input_mask,
+    segment_ids,
+  )
 
 
-def run_reader(model_dir: str, sizes: Sizes, input_ids, input_mask, segment_ids, *, max_width: int) -> np.ndarray:
-  """The fine-tuned reader: [N, L] int32 each → [N, L, max_width] logits of the spans from i to i + w, NaN where i + w ≥ L."""
-  return _run_checkpoint(model_dir, lambda inputs: _reader(inputs, sizes, max_width=max_width),
-                         input_ids, input_mask, segment_ids)
+def run_reader(
+  model_dir: str, sizes: Sizes, input_ids, input_mask, segment_ids, *, max_width: int
+) -> np.ndarray:
+  """Runs the fine-tuned reader.
+
+  [N, L] int32 each → [N, L, max_width] logits of the spans from i to i + w, NaN where i + w ≥ L.
+  """
+  return _run_checkpoint(
+    model_dir,
+    lambda inputs: _reader(inputs, sizes, max_width=max_width),
+    input_ids,
+    input_mask,
+    segment_ids,
+  )
 
 
 def _run_checkpoint(model_dir: str, build: Callable[[dict], tf.Tensor], *values) -> np.ndarray:
@@ -173,7 +225,11 @@ def _embedder(inputs: dict, sizes: Sizes, scope: str, *, training: bool = False)
     with tf1.variable_scope("module"):
       pooled = _bert(inputs, sizes, training=training)["pooled_output"]
     projected = _dense(pooled, sizes.projection)
-    return _layer_norm(projected, "layer_normalization", epsilon=1e-3) if sizes.keras_norm else _layer_norm(projected)
+    return (
+      _layer_norm(projected, "layer_normalization", epsilon=1e-3)
+      if sizes.keras_norm
+      else _layer_norm(projected)
+    )
 
 
 def _reader(inputs: dict, sizes: Sizes, *, max_width: int) -> tf.Tensor:
@@ -182,22 +238,38 @@ def _reader(inputs: dict, sizes: Sizes, *, max_width: int) -> tf.Tensor:
     with tf1.variable_scope("module"):
       sequence = _bert(inputs, sizes)["sequence_output"]
     start, end = tf.split(_dense(sequence, 2 * sizes.span), 2, axis=-1)
-    ends = tf.stack([tf.roll(end, -width, axis=1) for width in range(max_width)], axis=2)  # [B, L, W, span]
+    ends = tf.stack(
+      [tf.roll(end, -width, axis=1) for width in range(max_width)], axis=2
+    )  # [B, L, W, span]
     hidden = _layer_norm(tf.nn.relu(start[:, :, None] + ends), "layer_normalization", epsilon=1e-3)
     logits = tf.squeeze(_dense(hidden, 1, "dense_1"), -1)
   length = tf.shape(sequence)[1]
   return tf.where(tf.range(length)[:, None] + tf.range(max_width) < length, logits, math.nan)
 
 
-def _bert(inputs: dict, sizes: Sizes, *, mlm_positions: tf.Tensor | None = None, training: bool = False) -> dict[str, tf.Tensor]:
-  """[B, L] by INPUTS → sequence_output [B, L, hidden], pooled_output [B, hidden], mlm_logits [B, M, vocab]."""
-  dropout = lambda x: tf.nn.dropout(x, rate=0.1) if training else x
+def _bert(
+  inputs: dict, sizes: Sizes, *, mlm_positions: tf.Tensor | None = None, training: bool = False
+) -> dict[str, tf.Tensor]:
+  """Computes BERT for [B, L] by INPUTS.
+
+  The outputs: sequence_output [B, L, hidden], pooled_output [B, hidden], mlm_logits [B, M, vocab].
+  """
+
+  def dropout(x):
+    return tf.nn.dropout(x, rate=0.1) if training else x
+
   with tf1.variable_scope("bert"):
     with tf1.variable_scope("embeddings"):
       words = _variable("word_embeddings", sizes.vocab, sizes.hidden)
       segments = _variable("token_type_embeddings", 2, sizes.hidden)
-      positions = _variable("position_embeddings", sizes.positions, sizes.hidden)[:tf.shape(inputs["input_ids"])[1]]
-      x = tf.gather(words, inputs["input_ids"]) + tf.gather(segments, inputs["segment_ids"]) + positions
+      positions = _variable("position_embeddings", sizes.positions, sizes.hidden)[
+        : tf.shape(inputs["input_ids"])[1]
+      ]
+      x = (
+        tf.gather(words, inputs["input_ids"])
+        + tf.gather(segments, inputs["segment_ids"])
+        + positions
+      )
       x = dropout(_layer_norm(x))
     penalty = (1 - tf.cast(inputs["input_mask"], tf.float32)) * -10000
     for layer in range(sizes.layers):
@@ -221,11 +293,16 @@ def _bert(inputs: dict, sizes: Sizes, *, mlm_positions: tf.Tensor | None = None,
 
 
 def _attention(x: tf.Tensor, penalty: tf.Tensor, sizes: Sizes) -> tf.Tensor:
-  """Self-attention without its output layer: [B, L, hidden], and [B, L] added to the scores of the attended → [B, L, hidden]."""
+  """Computes self-attention without its output layer.
+
+  Takes [B, L, hidden], and [B, L] added to the scores of the attended → [B, L, hidden].
+  """
   shape = tf.shape(x)
   by_head = tf.concat([shape[:2], [sizes.heads, sizes.hidden // sizes.heads]], 0)
   with tf1.variable_scope("self"):
-    query, key, value = (tf.reshape(_dense(x, sizes.hidden, name), by_head) for name in ("query", "key", "value"))
+    query, key, value = (
+      tf.reshape(_dense(x, sizes.hidden, name), by_head) for name in ("query", "key", "value")
+    )
   scores = tf.einsum("bfhd,bthd->bhft", query, key) / math.sqrt(sizes.hidden // sizes.heads)
   weights = tf.nn.softmax(scores + penalty[:, None, None])
   return tf.ensure_shape(tf.reshape(tf.einsum("bhft,bthd->bfhd", weights, value), shape), x.shape)
@@ -242,7 +319,7 @@ def _dense(x: tf.Tensor, units: int, name: str = "dense") -> tf.Tensor:
 
 
 def _layer_norm(x: tf.Tensor, name: str = "LayerNorm", *, epsilon: float = 1e-12) -> tf.Tensor:
-  """Over the last axis."""
+  """Normalises over the last axis."""
   with tf1.variable_scope(name):
     gamma, beta = _variable("gamma", x.shape[-1]), _variable("beta", x.shape[-1])
   mean, variance = tf.nn.moments(x, [-1], keepdims=True)
@@ -258,7 +335,10 @@ def _variable(name: str, *shape: int) -> tf.Variable:
 
 
 def _initialize(session: tf1.Session, seed: int) -> None:
-  """Draws every variable of the default graph, biases too, so widely that a transposed or swapped one shows."""
+  """Draws every variable of the default graph, biases too.
+
+  Their spread is so wide that a transposed or swapped variable shows.
+  """
   rng = np.random.default_rng(seed)
   values = {}
   for variable in tf1.global_variables():
@@ -268,5 +348,5 @@ def _initialize(session: tf1.Session, seed: int) -> None:
 
 
 def _session() -> tf1.Session:
-  """On the CPU, in full float32."""
+  """Returns a session on the CPU, in full float32."""
   return tf1.Session(config=tf1.ConfigProto(device_count={"GPU": 0}))

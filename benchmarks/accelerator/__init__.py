@@ -1,1 +1,1 @@
-"""All of REALM's pre-training on one accelerator: speed, memory and recall."""
+"""REALM's entire pre-training on one accelerator: speed, memory and recall."""

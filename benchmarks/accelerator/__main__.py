@@ -1,13 +1,13 @@
-"""REALM on one accelerator: speed, memory, and recall after each stage.
+"""Runs REALM on one accelerator: measures speed, memory, and recall after each stage.
 
-Packing needs everything installed; training needs JAX, Keras and KerasHub only.
+Packing needs a full installation; training needs only JAX, Keras and KerasHub.
 
     python -m benchmarks.accelerator --pack=RUN --questions=Q.jsonl,R.jsonl --output=PACKED.npz
     KERAS_BACKEND=jax python -m benchmarks.accelerator --data=PACKED.npz --output=results.json
 
-RUN holds passages/ and spans/, of beam_jobs.make_passages and annotate_spans.
-`--set=scratch.realm.steps=100` changes a stage, `--set=sizes.layers=6` a size;
-docs/accelerator.md tells the rest.
+RUN holds passages/ and spans/, written by beam_jobs.make_passages and annotate_spans.
+`--set=scratch.realm.steps=100` changes a stage, `--set=sizes.layers=6` a size. See
+docs/accelerator.md.
 """
 
 import dataclasses
@@ -16,7 +16,23 @@ import sys
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
+
+from realm_tf import cli
+
+if __name__ == "__main__":
+  flags.DEFINE_string("pack", None, "Folder with passages/ and spans/ to pack.")
+  flags.DEFINE_list("questions", [], "Files of {question, answer, title} lines to include.")
+  flags.DEFINE_string("encoder", "", "Folder of a published BERT to include.")
+  flags.DEFINE_integer("max_clozes", 400_000, "Maximum number of masked sentences to pack.")
+  flags.DEFINE_integer("length", 128, "Word pieces in packed passages.")
+  flags.DEFINE_string("data", None, "Packed data to train on.")
+  flags.DEFINE_list("start", ["scratch", "published"], "Starts to train from, in this order.")
+  flags.DEFINE_multi_string("set", [], "START.STAGE.NAME=VALUE or sizes.NAME=VALUE.")
+  flags.DEFINE_integer("most_steps", None, "Limit of steps of every stage, for trying a machine.")
+  flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
+  flags.DEFINE_string("output", None, "File to write.", required=True)
+  cli.start("benchmarks.accelerator.__main__")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,7 +73,7 @@ def pack(
   seed: int,
 ) -> None:
   """Packs a corpus; needs TensorFlow. See `packing.pack`."""
-  from benchmarks.accelerator import experiment, packing  # not where there is no TensorFlow
+  from benchmarks.accelerator import experiment, packing  # here, because they need TensorFlow
   from realm_tf import errors
 
   sizes = experiment.Sizes()
@@ -89,14 +105,14 @@ def train(
   """Trains on packed data; needs Keras' JAX backend.
 
   Args:
-    path: of the packed data.
-    output: JSON to write.
-    starts: of `experiment.plans`, in order.
+    path: path of the packed data.
+    output: JSON file to write.
+    starts: starts from `experiment.plans`, in order.
     settings: see --set.
-    most_steps: of any stage.
-    seed: of weights and batches.
+    most_steps: limit of steps of any stage.
+    seed: seed of weights and batches.
   """
-  import jax  # not where a corpus is packed
+  import jax  # here, because packing does not need it
   import keras
 
   from benchmarks.accelerator import experiment
@@ -104,7 +120,7 @@ def train(
 
   if keras.backend.backend() != "jax":
     sys.exit(f"Keras' backend is {keras.backend.backend()}; set KERAS_BACKEND=jax.")
-  # cuDNN's wants a mask for every query position: each layer would try it, and fail.
+  # cuDNN's implementation needs a mask for every query position: each layer would try it and fail.
   keras.config.disable_flash_attention()
   data = Packed.load(path)
   plans, sizes = experiment.plans(), experiment.Sizes()
@@ -128,7 +144,7 @@ def train(
   report({"start": "bm25", "stage": "start", "recall": experiment.score(data, data.bm25)})
   for start in starts:
     if start == experiment.PUBLISHED and not data.encoder:
-      print(f"{path} holds no published encoder; --encoder packs one along. Left out.", flush=True)
+      print(f"{path} has no published encoder; include one with --encoder. Skipped.", flush=True)
       continue
     experiment.Experiment(
       start, data, sizes=sizes, stages=plans[start], seed=seed, most_steps=most_steps, report=report
@@ -136,7 +152,7 @@ def train(
 
 
 def change(setting: str, plans: dict, sizes) -> None:
-  """Applies one --set; exits where there is no such name."""
+  """Applies one --set; exits if there is no such name."""
   path, _, text = setting.partition("=")
   *parts, name = path.split(".")
   target = (
@@ -151,22 +167,7 @@ def change(setting: str, plans: dict, sizes) -> None:
     sys.exit(f"--set={setting}: no such setting; wanted NAME=VALUE of sizes or of {stages}.")
   kind = type(getattr(target, name))
   try:
-    parts = [int(part) for part in text.split(",") if part] if kind is tuple else text
-    setattr(target, name, kind(parts))
+    value = [int(part) for part in text.split(",") if part] if kind is tuple else text
+    setattr(target, name, kind(value))
   except ValueError:
     sys.exit(f"--set={setting}: {text!r} is not {kind.__name__}.")
-
-
-if __name__ == "__main__":
-  flags.DEFINE_string("pack", None, "Folder with passages/ and spans/ to pack.")
-  flags.DEFINE_list("questions", [], "Files of {question, answer, title} lines to pack along.")
-  flags.DEFINE_string("encoder", "", "Folder of a published BERT to pack along.")
-  flags.DEFINE_integer("max_clozes", 400_000, "Most masked sentences to pack.")
-  flags.DEFINE_integer("length", 128, "Word pieces of packed passages.")
-  flags.DEFINE_string("data", None, "Packed data to train on.")
-  flags.DEFINE_list("start", ["scratch", "published"], "What to start from, in this order.")
-  flags.DEFINE_multi_string("set", [], "START.STAGE.NAME=VALUE or sizes.NAME=VALUE.")
-  flags.DEFINE_integer("most_steps", None, "Stops every stage there, to try a machine out.")
-  flags.DEFINE_integer("seed", 0, "Of weights and batches.")
-  flags.DEFINE_string("output", None, "File to write.", required=True)
-  app.run(main)

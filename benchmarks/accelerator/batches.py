@@ -1,7 +1,7 @@
-"""Batches, packed on the device from arrays that are put there once.
+"""Packs batches on the device, from arrays that are transferred there once.
 
 The packing is that of `realm_tf.examples` (tests compare them), on rows of fixed length.
-V word pieces, N passages, S sentences, C clozes, X spans, P phrases; B rows of a batch,
+Dimensions: V word pieces, N passages, S sentences, C clozes, X spans, P phrases; B rows of a batch,
 K candidates.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.accelerator.packed import NONE, Packed, firsts, padded
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """query, passage, reader: packed lengths; masks: M; cls, sep, mask: ids."""
+  """Packed lengths (query, passage, reader), number of masks M, and ids of cls, sep and mask."""
 
   query: int
   passage: int
@@ -30,19 +30,19 @@ class Layout:
 
 
 class Corpus(NamedTuple):
-  """On the device. Row N of what is by passage is the null passage.
+  """The packed corpus on the device. In arrays by passage, row N is the null passage.
 
   Attributes:
     rows: [N + 1, Lp] uint16 packed passages.
-    text_at, text_size: [N + 1] where a row's text begins, and its word pieces.
-    continues: [V] 1 for word pieces that go on inside a word.
-    some, several: passages of a sentence or more, and of more than one.
+    text_at, text_size: [N + 1] where the text of a row begins, and its number of word pieces.
+    continues: [V] 1 for word pieces that continue a word.
+    some, several: passages of at least one sentence, and of more than one.
     first_sentence, num_sentences: [N].
-    sentence_passage, sentence_at, sentence_size: [S]; from the text's begin.
+    sentence_passage, sentence_at, sentence_size: [S]; relative to the beginning of the text.
     cloze_sentence, first_span, num_spans: [C].
-    span_cloze, span_at, span_size, span_phrase: [X]; from the sentence's begin.
+    span_cloze, span_at, span_size, span_phrase: [X]; relative to the beginning of the sentence.
     asked: spans with a phrase.
-    holders: [P, H] passages that hold the phrase, NONE at the end.
+    holders: [P, H] passages that hold the phrase, padded with NONE.
     num_holders: [P].
   """
 
@@ -70,7 +70,7 @@ class Corpus(NamedTuple):
 
 
 def put(data: Packed, layout: Layout) -> Corpus:
-  """The packed corpus, on the device."""
+  """Transfers the packed corpus to the device."""
   titles = padded(data.title_ids, data.title_counts, layout.passage, 0)[data.passage_titles]
   texts = padded(data.text_ids, data.text_counts, layout.passage, 0)
   title_size = np.append(data.title_counts[data.passage_titles].astype(np.int32), 0)
@@ -92,7 +92,7 @@ def put(data: Packed, layout: Layout) -> Corpus:
   follows[firsts(data.sentence_counts)[1:][data.sentence_counts > 0] - 1] = data.text_counts[
     data.sentence_counts > 0
   ]
-  arrays = Corpus(
+  arrays = dict(
     rows=rows.astype(np.uint16),
     text_at=text_at,
     text_size=text_size,
@@ -118,15 +118,15 @@ def put(data: Packed, layout: Layout) -> Corpus:
     num_holders=data.phrase_counts,
   )
   return Corpus(
-    *(
-      jnp.asarray(array if name == "rows" else array.astype(np.int32))
-      for name, array in arrays._asdict().items()
-    )
+    **{
+      name: jnp.asarray(array if name == "rows" else array.astype(np.int32))
+      for name, array in arrays.items()
+    }
   )
 
 
 def questions(data: Packed, layout: Layout) -> jax.Array:
-  """Packed questions [Q, Lq] int32, as the query tower reads them."""
+  """Returns packed questions [Q, Lq] int32, as input of the query tower."""
   size = np.minimum(data.question_counts, layout.query - 2).astype(np.int32)[:, None]
   ids = np.pad(
     padded(data.question_ids, data.question_counts, layout.query - 1, 0), [[0, 0], [1, 0]]
@@ -144,7 +144,7 @@ def questions(data: Packed, layout: Layout) -> jax.Array:
 
 
 def passages(corpus: Corpus, numbers, layout: Layout) -> dict:
-  """passage_ids, passage_segments [..., Lp] of passages; NONE and N are the null passage."""
+  """Returns passage_ids, passage_segments [..., Lp]; NONE and N are the null passage."""
   at = jnp.arange(layout.passage) - corpus.text_at[numbers][..., None]
   segments = (at >= 0) & (at <= corpus.text_size[numbers][..., None])
   return {
@@ -154,7 +154,7 @@ def passages(corpus: Corpus, numbers, layout: Layout) -> dict:
 
 
 def without_sentence(corpus: Corpus, sentences, removed, layout: Layout) -> dict:
-  """The passages [B, Lp] of sentences, without them where `removed` [B] is 1."""
+  """Returns the passages [B, Lp] of sentences, without the sentence if `removed` [B] is 1."""
   numbers = corpus.sentence_passage[sentences]
   text_at, size = corpus.text_at[numbers][:, None], corpus.text_size[numbers][:, None]
   gone = jnp.where(removed > 0, corpus.sentence_size[sentences], 0)[:, None]
@@ -169,11 +169,11 @@ def without_sentence(corpus: Corpus, sentences, removed, layout: Layout) -> dict
 
 
 class Runs(NamedTuple):
-  """Word pieces of passages' texts.
+  """Runs of word pieces in the texts of passages.
 
   Attributes:
     passage: [B] the passage.
-    at, size: [B] the first of its text's word pieces, and how many.
+    at, size: [B] the first word piece in its text, and the number of word pieces.
   """
 
   passage: jax.Array
@@ -182,7 +182,7 @@ class Runs(NamedTuple):
 
 
 def whole(corpus: Corpus, sentences) -> Runs:
-  """Sentences [B]."""
+  """Returns whole sentences [B] as runs."""
   return Runs(
     corpus.sentence_passage[sentences],
     corpus.sentence_at[sentences],
@@ -191,16 +191,16 @@ def whole(corpus: Corpus, sentences) -> Runs:
 
 
 def crop(corpus: Corpus, key, runs: Runs, num_words: Sequence[int], *, keep=None) -> Runs:
-  """Random runs of whole words of runs, as `realm_tf.examples.crop` cuts them.
+  """Cuts random runs of whole words from runs, as `realm_tf.examples.sentences.crop` does.
 
   Args:
-    corpus: on the device.
-    key: of the draw.
-    runs: to cut.
-    num_words: fewest and most words, each number as likely; all words where there are fewer. Empty:
-      nothing is cut.
-    keep: first [B], size [B] of the word pieces of each run that the result holds. They count as
-      one word.
+    corpus: the corpus on the device.
+    key: key of the random draw.
+    runs: the runs to cut.
+    num_words: minimum and maximum number of words, uniformly distributed; all words if there are
+      fewer. If empty, nothing is cut.
+    keep: first [B], size [B] of the word pieces of each run that the result must hold. They count
+      as one word.
   """
   if not num_words:
     return runs
@@ -209,7 +209,7 @@ def crop(corpus: Corpus, key, runs: Runs, num_words: Sequence[int], *, keep=None
   if keep is not None:
     first, size = (part[:, None] for part in keep)
     begins &= (at <= first) | (at >= first + size)
-  # Which word each word piece is of; where a word was split, the rest belongs to the next one.
+  # The word of each word piece; if a word was split, the rest belongs to the next one.
   word = jnp.maximum(jnp.cumsum(begins & inside, axis=1) - 1, 0)
   num, chance = word[:, -1] + 1, jax.random.uniform(key, [2, len(runs.at)])
   size = num_words[0] + (chance[0] * (num_words[1] - num_words[0] + 1)).astype(jnp.int32)
@@ -226,14 +226,14 @@ def crop(corpus: Corpus, key, runs: Runs, num_words: Sequence[int], *, keep=None
 
 
 def _pieces(corpus: Corpus, runs: Runs, at):
-  """The word pieces [B, L] at places [1, L] of runs; whatever stands there outside of them."""
+  """Returns the word pieces [B, L] at positions [1, L] of runs; arbitrary ones outside of them."""
   source = (corpus.text_at[runs.passage] + runs.at)[:, None] + at
   rows = corpus.rows[runs.passage].astype(jnp.int32)
   return jnp.take_along_axis(rows, jnp.clip(source, 0, rows.shape[1] - 1), axis=1)
 
 
 def queries(corpus: Corpus, runs: Runs, layout: Layout):
-  """Runs as packed queries [B, Lq], and their word pieces within them [B]."""
+  """Returns runs as packed queries [B, Lq], and the number of their word pieces in these [B]."""
   size = jnp.minimum(runs.size, layout.query - 2)
   at = jnp.arange(layout.query)[None]
   ids = jnp.where(
@@ -253,11 +253,11 @@ class Clozes(NamedTuple):
 
   Attributes:
     query_ids: [B, Lq] int32.
-    size: [B] word pieces of the query.
-    mask_positions, targets: [B, M] int32, 0 where unused.
+    size: [B] number of word pieces in the query.
+    mask_positions, targets: [B, M] int32, 0 if unused.
     target_mask: [B, M] float32.
-    own: [B] the passage that the sentence stands in.
-    phrase: [B] of the span, or NONE.
+    own: [B] the passage that contains the sentence.
+    phrase: [B] the phrase of the span, or NONE.
   """
 
   query_ids: jax.Array
@@ -272,15 +272,15 @@ class Clozes(NamedTuple):
 def clozes(
   corpus: Corpus, spans, layout: Layout, *, key=None, query_words: Sequence[int] = ()
 ) -> Clozes:
-  """Sentences with spans [B] masked.
+  """Returns sentences with spans [B] masked.
 
   Args:
-    corpus: on the device.
-    spans: numbers.
-    layout: of the query.
-    key: of the cutting.
-    query_words: fewest and most words of a query, a random run around the mask. Empty: the whole
-      sentence.
+    corpus: the corpus on the device.
+    spans: numbers of the spans.
+    layout: layout of the query.
+    key: key for cutting the sentences.
+    query_words: minimum and maximum words of a query, a random run around the mask. If empty, the
+      whole sentence.
   """
   sentences = corpus.cloze_sentence[corpus.span_cloze[spans]]
   first, width = corpus.span_at[spans], corpus.span_size[spans]
@@ -306,7 +306,7 @@ def clozes(
 
 
 def reader(corpus: Corpus, drawn: Clozes, numbers, layout: Layout) -> dict:
-  """reader_ids, reader_segments [B, K, L] of clozes with candidates [B, K]."""
+  """Returns reader_ids, reader_segments [B, K, L] of clozes with candidates [B, K]."""
   query = (drawn.size + 2)[:, None, None]
   size = jnp.minimum(corpus.text_size[numbers][..., None], layout.reader - query - 1)
   at = jnp.arange(layout.reader)
@@ -321,7 +321,7 @@ def reader(corpus: Corpus, drawn: Clozes, numbers, layout: Layout) -> dict:
 
 
 def realm(corpus: Corpus, drawn: Clozes, numbers, layout: Layout) -> dict:
-  """What a `RealmModel` reads, of clozes and candidates [B, K]."""
+  """Returns the inputs of a `RealmModel`, for clozes and candidates [B, K]."""
   return {
     "query_ids": drawn.query_ids,
     **passages(corpus, numbers, layout),

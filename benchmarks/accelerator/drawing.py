@@ -1,6 +1,6 @@
-"""What stands in a batch, drawn on the device: sentences, spans, holders and candidates.
+"""Draws the contents of a batch on the device: sentences, spans, holders and candidates.
 
-N passages, B rows of a batch, K candidates.
+Dimensions: N passages, B rows of a batch, K candidates.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from benchmarks.accelerator.packed import NONE
 
 
 def draw(key, values, num: int):
-  """So many of the values, with repetition."""
+  """Draws `num` of the values, with replacement."""
   return values[jax.random.randint(key, [num], 0, len(values))]
 
 
 def draw_spans(corpus: Corpus, key, num: int, *, asked: int):
-  """Spans [B]: the first `asked` have a phrase, the others are one of any cloze."""
+  """Draws spans [B]: the first `asked` have a phrase, each of the others is any span of a cloze."""
   keys = jax.random.split(key, 3)
   drawn = jax.random.randint(keys[1], [num - asked], 0, len(corpus.cloze_sentence))
   any_span = corpus.first_span[drawn] + (
@@ -29,7 +29,7 @@ def draw_spans(corpus: Corpus, key, num: int, *, asked: int):
 
 
 def draw_holders(corpus: Corpus, key, drawn: Clozes, num: int):
-  """Different holders [B, num] of each cloze's phrase, the own passage left out; then NONE."""
+  """Draws different holders [B, num] of each cloze's phrase, without its own passage; then NONE."""
   holders, count = corpus.holders[drawn.phrase], corpus.num_holders[drawn.phrase] - 1
   own_at = jnp.argmax(holders == drawn.own[:, None], axis=1)
   first = (jax.random.uniform(key, drawn.own.shape) * count).astype(jnp.int32)
@@ -40,24 +40,36 @@ def draw_holders(corpus: Corpus, key, drawn: Clozes, num: int):
   )
 
 
+def keep_spans(drawn: Clozes, key, share) -> jax.Array:
+  """Returns packed queries [B, Lq], a random share of which show the span instead of [MASK]s.
+
+  As in `realm_tf.examples.masking.keep_spans`, for the retriever only.
+  """
+  used = drawn.target_mask > 0
+  at = jnp.where(used, drawn.mask_positions, drawn.query_ids.shape[1])  # the rest is dropped
+  whole = drawn.query_ids.at[jnp.arange(len(at))[:, None], at].set(drawn.targets, mode="drop")
+  kept = jax.random.uniform(key, [len(at), 1]) < share
+  return jnp.where(kept, whole, drawn.query_ids)
+
+
 def holds(corpus: Corpus, drawn: Clozes, numbers):
-  """Whether passages ([K], or [B, K] one row for each cloze) hold each cloze's phrase: [B, K]."""
+  """Returns whether passages ([K], or [B, K] by cloze) hold each cloze's phrase: [B, K]."""
   numbers = jnp.broadcast_to(numbers, (len(drawn.own), numbers.shape[-1]))
   found = jnp.any(corpus.holders[drawn.phrase][:, None, :] == numbers[..., None], axis=-1)
   return found & (drawn.phrase != NONE)[:, None] & (numbers != NONE)
 
 
 def draw_sentences(corpus: Corpus, key, numbers):
-  """One sentence of each passage [B]."""
+  """Draws one sentence of each passage [B]."""
   at = jax.random.uniform(key, numbers.shape) * corpus.num_sentences[numbers]
   return corpus.first_sentence[numbers] + at.astype(jnp.int32)
 
 
 def ict(corpus: Corpus, key, num: int, layout: Layout, *, removal_rate: float = 0.9) -> dict:
-  """Inputs of the inverse cloze task, and allowed [B, B]: 0 where another row has the same passage.
+  """Draws inputs of the inverse cloze task.
 
-  Passages of a single sentence are left out. `realm_tf.examples` draws them where it does not
-  remove the sentence.
+  The output `allowed` [B, B] is 0 if another row has the same passage. Passages of a single
+  sentence are omitted; `realm_tf.examples` draws them if it does not remove the sentence.
   """
   keys = jax.random.split(key, 3)
   numbers = draw(keys[0], corpus.several, num)
@@ -72,26 +84,34 @@ def ict(corpus: Corpus, key, num: int, layout: Layout, *, removal_rate: float = 
 
 
 def mixed_spans(
-  corpus: Corpus, key, num: int, layout: Layout, *, query_words: Sequence[int], ict_share: float
+  corpus: Corpus,
+  key,
+  num: int,
+  layout: Layout,
+  *,
+  query_words: Sequence[int],
+  keep_span: float,
+  ict_share: float,
 ) -> dict:
-  """Recurring spans (Spider, Ram et al. 2022), then the inverse cloze task with nothing removed.
+  """Draws recurring spans (Spider, Ram et al. 2022), then inverse clozes with nothing removed.
 
-  A masked sentence asks for another passage that holds its span, a sentence for its own, intact
-  passage. The draws and `allowed` are those of `realm_tf.recurring_spans`.
+  A masked sentence retrieves another passage that holds its span, a sentence retrieves its own,
+  intact passage. The draws and `allowed` are those of `realm_tf.examples.recurring_spans`.
 
   Args:
-    corpus: on the device.
-    key: of the draws.
+    corpus: the corpus on the device.
+    key: key of the random draws.
     num: B.
-    layout: of queries and passages.
-    query_words: fewest and most words of each query. Empty: whole sentences.
-    ict_share: of the batch.
+    layout: layout of queries and passages.
+    query_words: minimum and maximum words of each query. If empty, whole sentences.
+    keep_span: share of the masked sentences that show the span instead.
+    ict_share: share of inverse clozes in the batch.
 
   Returns:
-    query_ids [B, Lq]; passage_ids, passage_segments [B, Lp]; allowed [B, B], 0 where the passage of
+    query_ids [B, Lq]; passage_ids, passage_segments [B, Lp]; allowed [B, B], 0 if the passage of
     another row holds the span, or the sentence itself.
   """
-  keys, num_ict = jax.random.split(key, 6), round(ict_share * num)
+  keys, num_ict = jax.random.split(key, 7), round(ict_share * num)
   spans = draw_spans(corpus, keys[0], num - num_ict, asked=num - num_ict)
   drawn = batches.clozes(corpus, spans, layout, key=keys[1], query_words=query_words)
   own = draw(keys[2], corpus.some, num_ict)
@@ -101,20 +121,22 @@ def mixed_spans(
   right = jnp.pad(holds(corpus, drawn, numbers), [[0, num_ict], [0, 0]])
   right |= jnp.concatenate([drawn.own, own])[:, None] == numbers
   return {
-    "query_ids": jnp.concatenate([drawn.query_ids, batches.queries(corpus, runs, layout)[0]]),
+    "query_ids": jnp.concatenate(
+      [keep_spans(drawn, keys[6], keep_span), batches.queries(corpus, runs, layout)[0]]
+    ),
     **batches.passages(corpus, numbers, layout),
     "allowed": (~right | jnp.eye(num, dtype=bool)).astype(jnp.float32),
   }
 
 
 def unread(corpus: Corpus, drawn: Clozes, numbers):
-  """Which candidates of the batch count for each cloze among those that it was not read with.
+  """Returns which candidates of the batch count as unread ones for each cloze.
 
-  As `realm_tf.examples.unread_passages`: each passage once; not the null passage, nor what the
-  cloze was read with, nor what may hold the answer.
+  As in `realm_tf.examples.realm.unread_passages`: each passage once, without the null passage,
+  those that the cloze was read with, and those that may hold the answer.
 
   Args:
-    corpus: on the device.
+    corpus: the corpus on the device.
     drawn: B clozes.
     numbers: [B, K] their candidates.
 
@@ -130,7 +152,7 @@ def unread(corpus: Corpus, drawn: Clozes, numbers):
 
 
 def warmup(corpus: Corpus, key, num: int, layout: Layout, *, query_words: Sequence[int]) -> dict:
-  """The reader's warm-up, on clozes cut like those of REALM.
+  """Draws inputs for the warm-up of the reader: clozes cut like those of REALM.
 
   Half of the clozes are read with a holder, a quarter with their own, intact passage, the rest
   with the null passage.
@@ -146,25 +168,44 @@ def warmup(corpus: Corpus, key, num: int, layout: Layout, *, query_words: Sequen
   return batches.realm(corpus, drawn, numbers[:, None], layout)
 
 
-def candidates(corpus: Corpus, key, drawn: Clozes, scores, num: int, *, holders: int, share):
-  """Candidates [B, num]: the null passage, retrieved ones, and the drawn holders at the end.
+def candidates(
+  corpus: Corpus,
+  key,
+  drawn: Clozes,
+  scores,
+  num: int,
+  *,
+  holders: int,
+  share,
+  own: int = 0,
+  pool: int = 0,
+):
+  """Draws candidates [B, num]: the null passage, retrieved ones, and holders at the end.
 
   Args:
-    corpus: on the device.
-    key: of the draw.
+    corpus: the corpus on the device.
+    key: key of the random draw.
     drawn: B clozes.
-    scores: [B, N] of all passages.
+    scores: [B, N] scores of all passages.
     num: K.
-    holders: at most so many are holders of the phrase.
-    share: [] probability of each of them; else a retrieved passage stands there.
+    holders: maximum number of candidates that are holders of the phrase.
+    share: [] probability of each of them; otherwise a retrieved passage takes its place.
+    own: number of clozes, the last ones, that keep their own passage as one of the holders.
+    pool: draw the retrieved candidates at random from this many of the best; 0: take the best.
+
+  Returns:
+    numbers [B, num] int32; given [B, holders], NONE in place of a retrieved passage.
   """
-  keys = jax.random.split(key)
+  keys = jax.random.split(key, 3)
   given = draw_holders(corpus, keys[0], drawn, holders)
-  given = jnp.sort(
-    jnp.where(jax.random.uniform(keys[1], given.shape) < share, given, NONE)
-  )  # NONE first
+  keeps_own = jnp.arange(len(drawn.own)) >= len(drawn.own) - own
+  if own and holders:
+    given = given.at[:, 0].set(jnp.where(keeps_own, drawn.own, given[:, 0]))
+  # sorts NONE to the front
+  given = jnp.sort(jnp.where(jax.random.uniform(keys[1], given.shape) < share, given, NONE))
   row, null = jnp.arange(len(drawn.own))[:, None], len(corpus.rows) - 1
-  taken = jnp.concatenate([drawn.own[:, None], given], axis=1)
+  dropped = jnp.where(keeps_own, NONE, drawn.own)[:, None]
+  taken = jnp.concatenate([dropped, given], axis=1)
   scores = (
     jnp.pad(scores, [[0, 0], [0, 1]])
     .at[row, jnp.where(taken == NONE, null, taken)]
@@ -172,7 +213,11 @@ def candidates(corpus: Corpus, key, drawn: Clozes, scores, num: int, *, holders:
     .at[:, null]
     .set(-jnp.inf)
   )
-  found = jax.lax.top_k(scores, num - 1)[1]
+  found = jax.lax.top_k(scores, max(pool, num - 1))[1]
+  if pool:
+    chance = jax.random.uniform(keys[2], found.shape)
+    chosen = jax.lax.top_k(chance, num - 1)[1]  # unordered, so that all are replaced equally often
+    found = jnp.take_along_axis(found, chosen, axis=1)
   tail = found[:, num - 1 - holders :]
   found = jnp.concatenate(
     [found[:, : num - 1 - holders], jnp.where(given == NONE, tail, given)], axis=1

@@ -1,4 +1,4 @@
-"""The stages one after another, and what is measured after each."""
+"""Runs the stages one after another, and measures results after each."""
 
 import dataclasses
 import functools
@@ -13,8 +13,7 @@ import numpy as np
 from benchmarks.accelerator import batches, drawing, training
 from benchmarks.accelerator.packed import HALVES, Packed, firsts
 from benchmarks.accelerator.training import Index, Trainer
-from realm_tf import devices
-from realm_tf.models import encoder
+from realm_tf.models import devices, encoder
 from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.realm import DISTILLATION, MARGINAL, RealmModel
@@ -26,13 +25,13 @@ PUBLISHED = "published"
 
 @dataclasses.dataclass
 class Stage:
-  """One stage.
+  """A stage of training.
 
   Attributes:
-    steps: 0 leaves it out.
-    batch_size: clozes or passages of a step.
-    learning_rate: at its peak.
-    secs: it stops there, whatever `steps` says.
+    steps: number of steps; 0 skips the stage.
+    batch_size: clozes or passages per step.
+    learning_rate: peak learning rate.
+    secs: time limit, regardless of `steps`.
   """
 
   steps: int
@@ -43,15 +42,20 @@ class Stage:
 
 @dataclasses.dataclass
 class Sizes:
-  """Of a fresh encoder, of packed inputs and of REALM.
+  """Sizes of a fresh encoder, of packed inputs and of REALM.
 
   Attributes:
     embed_chunk: passages embedded at once.
-    ict_share: of a batch of "spans": sentences that ask for their own, intact passage.
-    query_words: fewest and most words of the queries of "spans"; empty: whole sentences.
-    realm_query_words: the same of the reader's warm-up and REALM, around the mask.
-    holders: candidates that hold the masked span, given away less and less over REALM's first half.
-    with_holders: share of REALM's clozes that are drawn among the spans which have holders.
+    ict_share: share of a batch of "spans": sentences that retrieve their own, intact passage.
+    query_words: minimum and maximum words of the queries of "spans"; if empty, whole sentences.
+    keep_span: share of the masked sentences of "spans", and of REALM's queries to the retriever,
+      that show the span.
+    realm_query_words: the same for the reader's warm-up and REALM, around the mask.
+    holders: candidates of REALM that are known to hold the masked span.
+    anneal: share of REALM's steps over which retrieved ones replace them; 0: they stay.
+    own_passages: share of REALM's clozes that keep their own passage, as one of the holders.
+    pool: REALM's retrieved candidates are drawn from this many of the best; 0: take the best.
+    with_holders: share of REALM's clozes that are drawn from the spans that have holders.
     retriever_rate: the retriever's learning rate in REALM, as a multiple of the reader's.
   """
 
@@ -61,49 +65,53 @@ class Sizes:
   query_length: int = 64
   reader_length: int = 144
   max_masks: int = 8
-  candidates: int = 16
+  candidates: int = 4
   ict_share: float = 0.5
   query_words: tuple[int, ...] = (5, 16)
+  keep_span: float = 0.5
   realm_query_words: tuple[int, ...] = (5, 16)
-  holders: int = 2
+  holders: int = 1
+  anneal: float = 0.0
+  own_passages: float = 0.5
+  pool: int = 1000
   with_holders: float = 0.75
   refresh_every: int = 100
-  retriever_rate: float = 0.3
+  retriever_rate: float = 1.0
   embed_chunk: int = 2048
 
 
 def plans() -> dict[str, dict[str, Stage]]:
-  """Stages of each start, for eight minutes of an H100."""
+  """Returns the stages of each start, which take eight minutes on an H100."""
   return {
     "scratch": {
       "ict": Stage(1000, 1024, 5e-4),
       "spans": Stage(1000, 1024, 5e-4),
-      "warmup": Stage(2400, 512, 1e-3),
-      "realm": Stage(500, 64, 3e-4),
-      "realm_distilled": Stage(400, 64, 3e-4),
-      "realm_from_ict": Stage(300, 64, 3e-4),
+      "warmup": Stage(1000, 512, 1e-3),
+      "realm": Stage(500, 256, 3e-4),
+      "realm_distilled": Stage(300, 256, 3e-4),
+      "realm_from_ict": Stage(500, 256, 3e-4),
     },
     PUBLISHED: {
       "ict": Stage(0, 512, 1e-5),
       "spans": Stage(100, 512, 2e-5),
-      "warmup": Stage(1000, 256, 3e-4),
-      "realm": Stage(200, 32, 3e-5),
-      "realm_distilled": Stage(0, 32, 3e-5),
-      "realm_from_ict": Stage(0, 32, 3e-5),
+      "warmup": Stage(500, 256, 3e-4),
+      "realm": Stage(200, 64, 2e-5),
+      "realm_distilled": Stage(0, 64, 2e-5),
+      "realm_from_ict": Stage(200, 64, 2e-5),
     },
   }
 
 
 class Experiment:
-  """One start: a retriever and a reader, trained stage by stage.
+  """Trains a retriever and a reader from one start, stage by stage.
 
   Args:
     start: "scratch" or "published".
-    data: packed.
+    data: the packed data.
     sizes, stages: what to train.
-    seed: of weights and batches.
-    most_steps: of any stage, to try things out; schedules stay.
-    report: takes each row of results as it is there.
+    seed: seed of weights and batches.
+    most_steps: limit of steps of any stage, for trials; schedules do not change.
+    report: called with each row of results as soon as it is available.
   """
 
   def __init__(
@@ -141,7 +149,7 @@ class Experiment:
       batches.questions(data, self.layout),
     )
     keras.utils.set_random_seed(seed)
-    # Layers are built by calls outside of jit: the CPU compiles these many small operations faster.
+    # Building layers calls many small operations outside of jit, which compile faster on the CPU.
     with (
       jax.default_device(jax.local_devices(backend="cpu")[0]),
       devices.on(1, mixed_precision=True),
@@ -176,14 +184,17 @@ class Experiment:
       query_length=self.layout.query,
       passage_length=self.layout.passage,
       pooling="mean",
+      segments=not published,  # sentence encoders are trained without them
       dropout=0.0,
+      # f(x, z) starts as 20 times the cosine, as sentence encoders are trained.
       scale=(20 / dim) ** 0.5,
-    )  # f(x, z) starts as 20 times the cosine, as sentence encoders are trained
+    )
     reader = MaskedReader(
       architecture=architecture,
       query_length=self.layout.query,
       length=self.layout.reader,
       max_masks=self.layout.masks,
+      copies=True,
     )
     for bert in (retriever.query_tower.encoder, reader.encoder):
       if published:
@@ -197,13 +208,16 @@ class Experiment:
   # ------------------------------------------------------------------------------------ stages
 
   def run(self) -> None:
-    """All stages; those of no steps are passed over."""
+    """Runs all stages; those without steps are skipped."""
     self.evaluate("start", {})
     sizes = self.sizes
     self.in_batch("ict", drawing.ict)
     after_ict = self.retriever.get_weights()
     mixed = functools.partial(
-      drawing.mixed_spans, query_words=sizes.query_words, ict_share=sizes.ict_share
+      drawing.mixed_spans,
+      query_words=sizes.query_words,
+      keep_span=sizes.keep_span,
+      ict_share=sizes.ict_share,
     )
     self.in_batch("spans", mixed)
     after_spans = self.retriever.get_weights()
@@ -220,7 +234,7 @@ class Experiment:
         self.realm(name, loss)
 
   def in_batch(self, name: str, draw: Callable) -> None:
-    """ICT, or recurring spans mixed with short runs of words."""
+    """Trains with ICT, or with recurring spans mixed with short runs of words."""
     stage = self.stages[name]
 
     def batch(corpus, key, number, extra):
@@ -234,7 +248,7 @@ class Experiment:
     self._train(name, InBatchModel(self.retriever), batch, operations=3 * forward)
 
   def warmup(self) -> None:
-    """The reader alone."""
+    """Trains the reader alone."""
     stage, model, layout = self.stages["warmup"], RealmModel(None, self.reader), self.layout
 
     def batch(corpus, key, number, extra):
@@ -250,11 +264,11 @@ class Experiment:
     )
 
   def realm(self, name: str, loss: str) -> None:
-    """REALM with refreshes; p(z|x) is over the candidates of the whole batch.
+    """Trains REALM with refreshes; p(z|x) is over the candidates of the whole batch.
 
     Args:
-      name: of the stage.
-      loss: the retriever's, see `RealmModel`.
+      name: name of the stage.
+      loss: loss of the retriever, see `RealmModel`.
     """
     stage, sizes, layout = self.stages[name], self.sizes, self.layout
     tower = self.retriever.query_tower
@@ -265,8 +279,12 @@ class Experiment:
       batch_size=stage.batch_size,
       candidates=sizes.candidates,
       holders=sizes.holders,
+      anneal=sizes.anneal,
+      own_passages=sizes.own_passages,
+      pool=sizes.pool,
       with_holders=sizes.with_holders,
       query_words=sizes.realm_query_words,
+      keep_span=sizes.keep_span,
       steps=stage.steps,
     )
     number_of = {id(variable): at for at, variable in enumerate(model.trainable_variables)}
@@ -351,7 +369,7 @@ class Experiment:
   # ------------------------------------------------------------------------------------- evaluation
 
   def evaluate(self, name: str, row: dict, *, recall: bool = True) -> None:
-    """Reports a row; with zero-shot recall, if the retriever has changed."""
+    """Reports a row, with zero-shot recall if the retriever has changed."""
     if recall:
       started = time.monotonic()
       snapshot = jax.block_until_ready(self.index.snapshot())
@@ -363,14 +381,14 @@ class Experiment:
 
 
 def score(data: Packed, found: np.ndarray) -> dict:
-  """recall@k and MRR in percent, by set of questions and half.
+  """Computes recall@k and MRR in percent, by question set and half.
 
   Returns:
     "entity_questions/dev" → {"questions", "answer@1", .., "answer_mrr", .., "strict_mrr"}. MRR is
-    the mean of 1 / rank of the first right passage, and of 0 where none of those found is right.
+    the mean of 1 / rank of the first correct passage, or of 0 if no correct one was found.
 
   Args:
-    data: packed.
+    data: the packed data.
     found: [Q, K] passages, best first.
   """
   answers, stricts = firsts(data.answer_counts), firsts(data.strict_counts)
@@ -385,7 +403,8 @@ def score(data: Packed, found: np.ndarray) -> dict:
     for half, half_name in enumerate(HALVES):
       rows = (data.question_sets == at) & (data.question_halves == half)
       if rows.any():
-        result[f"{name}/{half_name}"] = part = {"questions": int(rows.sum())}
+        part: dict[str, float] = {"questions": int(rows.sum())}
+        result[f"{name}/{half_name}"] = part
         for rule, hits, ranks in zip(("answer", "strict"), right, first, strict=True):
           for k in RECALL_AT:
             part[f"{rule}@{k}"] = round(100 * float(hits[rows, :k].any(axis=1).mean()), 2)
@@ -394,15 +413,16 @@ def score(data: Packed, found: np.ndarray) -> dict:
 
 
 class Report:
-  """Prints results and writes them after each row, so that a run that is stopped keeps what it had.
+  """Prints results and writes them after each row, so that an interrupted run keeps its results.
 
   Args:
-    path: JSON to write.
-    facts: of the whole run.
+    path: JSON file to write.
+    facts: facts about the whole run.
   """
 
   def __init__(self, path: str, facts: Mapping):
-    self.path, self.facts, self.rows, self.started = path, dict(facts), [], time.monotonic()
+    self.path, self.facts, self.started = path, dict(facts), time.monotonic()
+    self.rows: list[dict] = []
 
   def __call__(self, row: dict) -> None:
     self.rows.append(row | {"at_secs": round(time.monotonic() - self.started, 1)})

@@ -1,4 +1,4 @@
-"""A corpus with its clozes and questions in one small file that NumPy alone can read."""
+"""A corpus with its clozes and questions in one small file that needs only NumPy to read."""
 
 import dataclasses
 import json
@@ -12,38 +12,38 @@ HALVES = ("dev", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-  """Everything that the stages need.
+  """All data that the stages need.
 
-  V word pieces, N passages, S sentences, C clozes, P phrases, Q questions. Rows of lists stand one
-  after another.
+  Dimensions: V word pieces, N passages, S sentences, C clozes, P phrases, Q questions. Lists of
+  different lengths are concatenated.
 
   Attributes:
     facts: vocabulary_size, the ids cls, sep and mask, length (of packed passages), and the names of
       the question sets.
-    continues: [V] bool, which word pieces go on inside a word.
-    title_ids, title_counts: word pieces of each different title, cut as in a packed passage; how
+    continues: [V] bool, which word pieces continue a word.
+    title_ids, title_counts: word pieces of each distinct title, cut as in a packed passage; how
       many each has.
-    passage_titles: [N] which title.
+    passage_titles: [N] which title each passage has.
     text_ids, text_counts: word pieces of each passage's text, cut as in a packed passage; how many
       each has.
     sentence_starts, sentence_counts: first word piece of each sentence in its passage's text; how
       many each passage has.
-    cloze_sentences: [C] number of the sentence that the cloze is.
-    span_starts, span_ends, span_counts: word pieces [start, end) in the sentence of each salient
-      span; how many each cloze has.
-    span_phrases: of each span, which phrase it is, if that is held by 1 to 20 other passages and
-      does not stand in the title; else NONE.
+    cloze_sentences: [C] number of the sentence of each cloze.
+    span_starts, span_ends, span_counts: word pieces [start, end) of each salient span in the
+      sentence; how many each cloze has.
+    span_phrases: phrase of each span, if 1 to 20 other passages hold it and it is not in the title;
+      else NONE.
     phrase_passages, phrase_counts: the passages that hold each phrase, ascending; how many.
     question_ids, question_counts: word pieces of each question; how many.
-    question_sets, question_halves: [Q] which of the sets; 0 dev, 1 test, by title.
-    question_answers: [Q] which list of answers.
+    question_sets, question_halves: [Q] the set; 0 for dev, 1 for test, by title.
+    question_answers: [Q] number of the list of answers.
     answer_passages, answer_counts: the passages that hold one of a list's answers, ascending; how
       many.
-    strict_passages, strict_counts: of each question, those of them that have its title; how many.
-    bm25: [Q, 20] passages that BM25 finds, best first.
-    architecture: of the published encoder; empty where there is none.
-    encoder: its weights by path, float32; matrices are rounded to bfloat16 in the file, as mixed
-      precision reads them anyway.
+    strict_passages, strict_counts: for each question, those of them that have its title; how many.
+    bm25: [Q, 20] passages found by BM25, best first.
+    architecture: architecture of the published encoder; empty if there is none.
+    encoder: its weights by path, float32; in the file matrices are rounded to bfloat16, since mixed
+      precision rounds them anyway.
   """
 
   facts: dict
@@ -76,7 +76,7 @@ class Packed:
   encoder: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def save(self, path: str) -> None:
-    """Writes one zip file, compressed by LZMA."""
+    """Writes a zip file, compressed with LZMA."""
     arrays = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
@@ -98,7 +98,7 @@ class Packed:
 
   @classmethod
   def load(cls, path: str) -> "Packed":
-    """Reads what `save` wrote."""
+    """Reads a file written by `save`."""
     with zipfile.ZipFile(path) as file:
       header = json.loads(file.read("header.json"))
       arrays = {
@@ -116,7 +116,7 @@ class Packed:
 
 
 def _planes(array: np.ndarray) -> np.ndarray:
-  """All first bytes, then all second ones, ..: they compress better apart."""
+  """Returns all first bytes, then all second ones, ..; they compress better separately."""
   return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize).T
 
 
@@ -126,23 +126,23 @@ def _from_planes(data: bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-  """The nearest bfloat16 numbers, as 16-bit integers: they compress better than float16."""
+  """Returns the nearest bfloat16 numbers as 16-bit integers; they compress better than float16."""
   bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
   return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def _from_bfloat16(array: np.ndarray) -> np.ndarray:
-  """What `_to_bfloat16` rounded; other arrays are left alone."""
+  """Converts arrays of `_to_bfloat16` back; other arrays are returned unchanged."""
   return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
 
 
 def firsts(counts: np.ndarray) -> np.ndarray:
-  """Where each row begins, and where the last one ends: [n + 1] int64."""
+  """Returns where each row begins, and where the last one ends: [n + 1] int64."""
   return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
 
 def padded(values: np.ndarray, counts: np.ndarray, width: int, fill: int) -> np.ndarray:
-  """Rows of different lengths as [n, width], cut or filled up."""
+  """Returns rows of different lengths as [n, width], cut or padded."""
   at, column = firsts(counts)[:-1, None], np.arange(width)[None]
   inside = column < counts[:, None]
   return np.where(inside, values[np.where(inside, at + column, 0)] if len(values) else fill, fill)

@@ -1,18 +1,23 @@
-"""From passages, spans and questions to the packed data."""
+"""Makes the packed data from passages, spans and questions."""
 
 import collections
 import itertools
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Sized
 
 import numpy as np
 
 from benchmarks import question_sets
 from benchmarks.accelerator.packed import NONE, Packed, firsts
-from realm_tf import (
-  artifacts, bm25, examples, metrics, passages, published, settings)
-from realm_tf.holders import MAX_HOLDERS, NULL_PASSAGE, Holders
-from realm_tf.passages import PassageTable
+from realm_tf.checkpoints import published_models
+from realm_tf.corpus import metrics, passages
+from realm_tf.corpus.candidates import NULL_PASSAGE
+from realm_tf.corpus.passages import PassageTable
+from realm_tf.examples.sentences import sentence_ranges
+from realm_tf.retrieval import bm25
+from realm_tf.spans import rules
+from realm_tf.spans.holders import MAX_HOLDERS, Holders
+from realm_tf.storage import artifacts
 
 _DEPTH = 20  # of BM25's list
 
@@ -29,24 +34,24 @@ def pack(
   max_masks: int,
   seed: int,
 ) -> Packed:
-  """Packs a run's corpus and writes it.
+  """Packs the corpus of a run and writes it.
 
   Args:
     run: folder with passages and spans.
-    question_files: jsonl with title; the file's name is the set's name.
+    question_files: jsonl files with titles; the name of the file is the name of the set.
     output: path of the packed data.
-    length: of packed passages.
-    max_clozes: a sample of so many is kept.
-    encoder: folder of a published BERT whose weights come along, or "".
-    query_length: of packed queries; spans behind that are dropped.
+    length: length of packed passages.
+    max_clozes: a sample of at most this many is kept.
+    encoder: folder of a published BERT whose weights are included, or "".
+    query_length: length of packed queries; spans beyond it are dropped.
     max_masks: longer spans are dropped.
-    seed: of the sample.
+    seed: seed of the sample.
   """
   folder = os.path.join(run, "passages")
-  table, tokenizer = passages.load(folder), settings.tokenizer(folder)
+  table, tokenizer = passages.load(folder), passages.load_tokenizer(folder)
   if tokenizer.size > 1 << 16:
     raise artifacts.UserError(
-      f"the vocabulary has {tokenizer.size} word pieces; 16 bits hold {1 << 16}."
+      f"the vocabulary has {tokenizer.size} word pieces; 16 bits hold at most {1 << 16}."
     )
   spans = os.path.join(run, "spans")
   for name in ("passages", "knowledge"):
@@ -64,7 +69,7 @@ def pack(
   architecture, weights = _encoder(encoder)
   if encoder and architecture["vocabulary_size"] != tokenizer.size:
     raise artifacts.UserError(
-      f"{encoder!r} has {architecture['vocabulary_size']} word pieces, the "
+      f"{encoder!r} has {architecture['vocabulary_size']} word pieces, but the "
       f"passages were made with {tokenizer.size}; make them with its vocab.txt."
     )
   result = Packed(
@@ -88,8 +93,9 @@ def pack(
 
 
 def _corpus(table: PassageTable, *, length: int) -> dict[str, np.ndarray]:
-  """Titles, texts and sentences, cut as `examples.pack_passages` does."""
-  numbers, titles, title_of, texts, starts, counts = {}, [], [], [], [], []
+  """Returns titles, texts and sentences, cut as in `examples.packing`."""
+  numbers: dict[str, int] = {}
+  titles, title_of, texts, starts, counts = [], [], [], [], []
   for number, title in enumerate(table.titles):
     if title not in numbers:
       numbers[title] = len(numbers)
@@ -97,11 +103,13 @@ def _corpus(table: PassageTable, *, length: int) -> dict[str, np.ndarray]:
     title_of.append(numbers[title])
     room = length - passages.SPECIAL_TOKENS - len(titles[numbers[title]])
     text = table.text_ids[number][:room]
-    first, last = examples.sentence_ranges(table.token_starts[number], table.sentence_starts[number])
+    first, last = sentence_ranges(table.token_starts[number], table.sentence_starts[number])
     kept = [
       start for start, end in zip(first, last, strict=True) if start < end and start < len(text)
     ]
-    texts.append(text), starts.append(kept), counts.append(len(kept))
+    texts.append(text)
+    starts.append(kept)
+    counts.append(len(kept))
   return {
     "title_ids": _flat(titles, np.uint16),
     "title_counts": _sizes(titles),
@@ -113,11 +121,11 @@ def _corpus(table: PassageTable, *, length: int) -> dict[str, np.ndarray]:
   }
 
 
-def _flat(rows: Iterable[Sequence[int]], dtype) -> np.ndarray:
+def _flat(rows: Iterable[Sequence[int] | np.ndarray], dtype) -> np.ndarray:
   return np.fromiter(itertools.chain.from_iterable(rows), dtype)
 
 
-def _sizes(rows: Sequence[Sequence[int]], dtype=np.uint16) -> np.ndarray:
+def _sizes(rows: Sequence[Sized], dtype=np.uint16) -> np.ndarray:
   return np.array([len(row) for row in rows], dtype)
 
 
@@ -134,10 +142,10 @@ def _clozes(
   max_masks: int,
   seed: int,
 ) -> dict[str, np.ndarray]:
-  """Sentences with spans, as ranges of the passages, and who else holds each span."""
+  """Returns sentences with spans, as ranges of the passages, and the other holders of each span."""
   rows = [
     row
-    for path in passages.shard_paths(folder, examples.SPANS_KIND)
+    for path in passages.shard_paths(folder, rules.KIND)
     for row in passages.read_shard(path, passages.Sentence)
   ]
   first_sentence = firsts(corpus["sentence_counts"])
@@ -155,7 +163,8 @@ def _clozes(
       if end <= limit and end - start <= max_masks
     ]
     if fitting:
-      sentences.append(first_sentence[number] + at), spans.append(fitting)
+      sentences.append(first_sentence[number] + at)
+      spans.append(fitting)
   keep = np.arange(len(spans))
   if len(keep) > max_clozes:
     keep = np.sort(np.random.default_rng(seed).choice(keep, max_clozes, replace=False))
@@ -167,22 +176,22 @@ def _clozes(
   useful, held = useful[several], held[several]
   if not len(useful):
     raise artifacts.UserError(
-      f"no span of {folder!r} stands in 1 to {MAX_HOLDERS} other passages; annotate more passages."
+      f"no span of {folder!r} is in 1 to {MAX_HOLDERS} other passages; annotate more passages."
     )
-  at = np.minimum(np.searchsorted(useful, phrases), len(useful) - 1)
+  near = np.minimum(np.searchsorted(useful, phrases), len(useful) - 1)
   return {
     "cloze_sentences": np.array(sentences, np.int32),
     "span_counts": _sizes(spans),
     "span_starts": starts.astype(np.uint8),
     "span_ends": ends.astype(np.uint8),
-    "span_phrases": np.where(useful[at] == phrases, at, NONE).astype(np.int32),
+    "span_phrases": np.where(useful[near] == phrases, near, NONE).astype(np.int32),
     "phrase_passages": held[held != NULL_PASSAGE],
     "phrase_counts": np.sum(held != NULL_PASSAGE, axis=1).astype(np.uint16),
   }
 
 
 def _find(text: np.ndarray, starts: Sequence[int], ids: Sequence[int]) -> int | None:
-  """Which of a passage's sentences these word pieces are; None where it was cut off."""
+  """Finds which sentence of a passage these word pieces are; None if it was cut off."""
   for at, start in enumerate(starts):
     if text[start] == ids[0] and np.array_equal(text[start : start + len(ids)], ids):
       return at
@@ -193,7 +202,7 @@ def _find(text: np.ndarray, starts: Sequence[int], ids: Sequence[int]) -> int | 
 
 
 def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str, np.ndarray]:
-  """Questions whose title is among the passages', and what is right for each."""
+  """Returns questions whose title is that of a passage, and the correct passages for each."""
   titles = collections.defaultdict(set)
   for number, title in enumerate(table.titles):
     titles[metrics.normalize_answer(title)].add(number)
@@ -227,22 +236,22 @@ def _questions(paths: Sequence[str], table: PassageTable, tokenizer) -> dict[str
 
 
 def _holders_of(phrases: Collection[str], texts: Sequence[str]) -> dict[str, list[int]]:
-  """The passages that hold each answer as a sequence of whole words, however many words and passages.
+  """Finds the passages that hold each answer as a sequence of whole words.
 
-  Both are compared after `metrics.normalize_answer`.
+  There is no limit on words or passages. Both are compared after `metrics.normalize_answer`.
 
   Args:
-    phrases: normalised, none empty.
-    texts: of the passages.
+    phrases: normalised phrases, none empty.
+    texts: texts of the passages.
 
   Returns:
     phrase → ascending passage numbers.
   """
-  sizes = collections.defaultdict(set)  # first word → how many words the phrases with it have
+  sizes = collections.defaultdict(set)  # first word → numbers of words of the phrases with it
   for phrase in phrases:
     words = phrase.split()
     sizes[words[0]].add(len(words))
-  found = {phrase: [] for phrase in phrases}
+  found: dict[str, list[int]] = {phrase: [] for phrase in phrases}
   for number, text in enumerate(texts):
     words = metrics.normalize_answer(text).split()
     here = {
@@ -261,10 +270,10 @@ def _holders_of(phrases: Collection[str], texts: Sequence[str]) -> dict[str, lis
 
 
 def _encoder(path: str) -> tuple[dict, dict[str, np.ndarray]]:
-  """Architecture and weights of a published BERT, the ones that are not read left out."""
+  """Returns the architecture and weights of a published BERT, without unused weights."""
   if not path:
     return {}, {}
-  bert = published.load_bert(path).model
+  bert = published_models.load_bert(path).model
   weights = {
     weight.path: np.asarray(weight, np.float32)
     for weight in bert.encoder.weights

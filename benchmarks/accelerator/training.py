@@ -1,4 +1,4 @@
-"""Training steps of Keras models as jitted functions of JAX arrays, and what they cost."""
+"""Training steps of Keras models as jitted functions of JAX arrays, and their cost."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,20 +11,18 @@ import numpy as np
 
 from benchmarks.accelerator import batches, drawing
 from benchmarks.accelerator.batches import Corpus, Layout
-from realm_tf import optimizer
 from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.realm import RealmModel
 from realm_tf.models.retriever import Tower
+from realm_tf.training import optimizer
 
-_PEAKS = {
-  "H100": 989e12,
-  "H200": 989e12,
-}  # dense bfloat16 operations a second, by NVIDIA's data sheets
+# Dense bfloat16 operations per second, from NVIDIA's data sheets.
+_PEAKS = {"H100": 989e12, "H200": 989e12}
 _FIRST_STEPS = 2  # not timed
 
 
 class State(NamedTuple):
-  """What a step changes: trainable and other variables of the model, and the optimizer's."""
+  """The state changed by a step: trainable and other variables of the model and the optimizer."""
 
   trainable: list
   fixed: list
@@ -32,12 +30,12 @@ class State(NamedTuple):
 
 
 class Trained(NamedTuple):
-  """What a stage took and how it went.
+  """The cost and metrics of a stage.
 
   Attributes:
-    compile_secs: before the first step.
-    secs, steps: of the training.
-    steps_per_sec: after the first few.
+    compile_secs: time before the first step.
+    secs, steps: time and steps of the training.
+    steps_per_sec: rate after the first few steps.
     metrics: means over each tenth of the steps.
   """
 
@@ -49,20 +47,20 @@ class Trained(NamedTuple):
 
 
 def values(variables: Sequence[keras.Variable]) -> list:
-  """Copies on the accelerator: a step may overwrite what it is given."""
+  """Returns copies on the accelerator, since a step may overwrite its inputs."""
   return [jax.device_put(jnp.array(variable.value), jax.devices()[0]) for variable in variables]
 
 
 class Trainer:
-  """Trains one model for one stage.
+  """Trains a model for one stage.
 
   Args:
-    model: its variables are the start, and take the result.
+    model: its variables are the initial values, and receive the result.
     batch: (corpus, key, step, extra) → the inputs of a step, drawn on the device, and metrics to
       pass on.
-    corpus: on the device.
-    steps, learning_rate: of the schedule.
-    slow, slow_factor: variables with another learning rate.
+    corpus: the corpus on the device.
+    steps, learning_rate: steps and peak rate of the schedule.
+    slow, slow_factor: variables with another learning rate, and its factor.
   """
 
   def __init__(
@@ -104,16 +102,15 @@ class Trainer:
     every: int = 0,
     refresh: Callable | None = None,
   ) -> Trained:
-    """Trains for so many steps, or for so many seconds, and puts the result into the model.
+    """Trains for a number of steps or seconds, and assigns the result to the model.
 
     Args:
-      steps: to train.
-      seed: of the batches.
-      extra: given to `batch`.
-      secs: it stops there.
-      every: steps between two refreshes.
-      refresh: after so many steps `refresh(trainable)` gives the next `extra`; its time
-        counts.
+      steps: number of steps.
+      seed: seed of the batches.
+      extra: passed to `batch`.
+      secs: time limit.
+      every: steps between refreshes.
+      refresh: `refresh(trainable)` returns the next `extra`; the time that it takes counts.
     """
     state = State(
       values(self.model.trainable_variables),
@@ -131,9 +128,8 @@ class Trainer:
       state, metrics = step(state, self.corpus, key, jnp.int32(done), extra)
       history.append(metrics)
       done += 1
-      if (
-        done == _FIRST_STEPS or done % 20 == 0
-      ):  # the host must not run ahead, or the clock means nothing
+      # The host must not run ahead, or the measured time would be meaningless.
+      if done == _FIRST_STEPS or done % 20 == 0:
         loss = float(metrics["loss"])
         if not np.isfinite(loss):
           raise FloatingPointError(f"the loss is {loss} at step {done}.")
@@ -162,7 +158,7 @@ class Trainer:
 
 
 def loss_of(model: InBatchModel | RealmModel) -> Callable:
-  """The model's own loss and metrics; a batch is (inputs, metrics to pass on)."""
+  """Returns a function of the model's loss and metrics; a batch is (inputs, metrics to pass on)."""
 
   def loss(trainable, fixed, batch):
     inputs, metrics = batch
@@ -187,33 +183,49 @@ def realm_batch(
   batch_size: int,
   candidates: int,
   holders: int,
+  anneal: float,
+  own_passages: float,
+  pool: int,
   with_holders: float,
   query_words: Sequence[int],
+  keep_span: float,
   steps: int,
 ) -> Callable:
-  """Draws clozes and finds candidates among all passages.
+  """Returns a function that draws clozes and finds candidates among all passages.
 
-  The queries are embedded by the snapshot that the passages were embedded by.
+  Queries are embedded with the same snapshot as the passages.
 
   Args:
-    tower: of the queries.
-    layout: of the inputs.
+    tower: the query tower.
+    layout: layout of the inputs.
     batch_size: B.
-    candidates: K, with the null passage.
-    holders: candidates that hold the masked span at first; none after half of the steps.
-    with_holders: share of the clozes that are drawn among the spans which have holders.
+    candidates: K, including the null passage.
+    holders: initial number of candidates that hold the masked span.
+    anneal: share of the steps over which retrieved ones replace them; 0: they stay.
+    own_passages: share of the clozes that keep their own passage, as one of the holders.
+    pool: see `drawing.candidates`.
+    with_holders: share of the clozes that are drawn from the spans that have holders.
     query_words: see `batches.clozes`.
-    steps: of the stage.
+    keep_span: share of the queries in which the retriever, not the reader, sees the span.
+    steps: steps of the stage.
   """
 
   def batch(corpus, key, number, extra):
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 4)
     spans = drawing.draw_spans(corpus, keys[0], batch_size, asked=round(with_holders * batch_size))
     drawn = batches.clozes(corpus, spans, layout, key=keys[2], query_words=query_words)
-    queries = tower.stateless_call(extra["trainable"], extra["fixed"], drawn.query_ids)[0]
-    share = jnp.maximum(0.0, 1 - 2 * number / steps)
+    query_ids = drawing.keep_spans(drawn, keys[3], keep_span)
+    queries = tower.stateless_call(extra["trainable"], extra["fixed"], query_ids)[0]
     numbers, given = drawing.candidates(
-      corpus, keys[1], drawn, queries @ extra["index"].T, candidates, holders=holders, share=share
+      corpus,
+      keys[1],
+      drawn,
+      queries @ extra["index"].T,
+      candidates,
+      holders=holders,
+      share=jnp.maximum(0.0, 1 - number / (anneal * steps)) if anneal else 1.0,
+      own=round(own_passages * batch_size),
+      pool=pool,
     )
     found = drawing.holds(corpus, drawn, numbers) & ~jnp.any(
       numbers[..., None] == given[:, None], axis=-1
@@ -223,7 +235,7 @@ def realm_batch(
       / jnp.maximum(jnp.sum(drawn.phrase >= 0), 1),
       "holders_given": jnp.mean(jnp.sum(given >= 0, axis=1).astype(jnp.float32)),
     }
-    inputs = batches.realm(corpus, drawn, numbers, layout)
+    inputs = {**batches.realm(corpus, drawn, numbers, layout), "query_ids": query_ids}
     return {**inputs, "unread": drawing.unread(corpus, drawn, numbers)}, metrics
 
   return batch
@@ -233,10 +245,10 @@ def realm_batch(
 
 
 class Index:
-  """All passages embedded, on the device.
+  """The embeddings of all passages, on the device.
 
   Args:
-    tower: of the passages.
+    tower: the passage tower.
     chunk: passages embedded at once.
   """
 
@@ -263,7 +275,7 @@ class Index:
     self._embed, self._search = jax.jit(embed), jax.jit(search)
 
   def snapshot(self, trainable: Sequence | None = None) -> dict:
-    """All passages embedded by the tower's weights (its own now, or these), with copies of them."""
+    """Embeds all passages with the given or current weights; returns them with the embeddings."""
     trainable = (
       values(self.tower.trainable_variables)
       if trainable is None
@@ -277,7 +289,7 @@ class Index:
     }
 
   def search(self, snapshot: Mapping, queries, *, block: int = 256) -> np.ndarray:
-    """The 20 best passages of packed queries [Q, Lq]: [Q, 20]."""
+    """Returns the 20 best passages for packed queries [Q, Lq]: [Q, 20]."""
     padded = jnp.pad(queries, [[0, -len(queries) % block], [0, 0]])
     found = [
       self._search(
@@ -292,7 +304,7 @@ class Index:
 
 
 def encoder_operations(architecture: Mapping, rows: int, length: int) -> float:
-  """Multiplications and additions of an encoder's matrix products, forward, padding included."""
+  """Counts multiplications and additions of an encoder's forward matrix products, with padding."""
   width, inner = architecture["hidden_dim"], architecture["intermediate_dim"]
   return (
     rows
@@ -303,18 +315,18 @@ def encoder_operations(architecture: Mapping, rows: int, length: int) -> float:
 
 
 def head_operations(architecture: Mapping, rows: int, masks: int) -> float:
-  """The same of the masked-LM head."""
+  """Counts the same for the masked-LM head."""
   width = architecture["hidden_dim"]
   return rows * masks * 2 * width * (width + architecture["vocabulary_size"])
 
 
 def peak_operations() -> float | None:
-  """The chip's bfloat16 operations a second; None where that is not known here."""
+  """Returns the chip's bfloat16 operations per second, or None if unknown."""
   kind = jax.devices()[0].device_kind
   return next((peak for name, peak in _PEAKS.items() if name in kind), None)
 
 
 def peak_memory_gb() -> float | None:
-  """The most that was in use on the device since the process began."""
+  """Returns the peak memory in use on the device since the process started."""
   stats = jax.devices()[0].memory_stats() or {}
   return round(stats["peak_bytes_in_use"] / 1e9, 2) if "peak_bytes_in_use" in stats else None

@@ -1,1 +1,1 @@
-"""Retrievers from raw text, compared on questions that nobody here wrote."""
+"""Compares retrievers trained on raw text, with independently written questions."""

@@ -1,4 +1,4 @@
-"""The table and the picture of what was scored."""
+"""Formats the scores as a table and a plot."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from benchmarks.real_text import statistics
 from benchmarks.real_text.rank import RULES
 from benchmarks.real_text.statistics import METRICS, Estimate
 from benchmarks.real_text.systems import BM25, PAIRS
-from realm_tf import artifacts
+from realm_tf.storage import artifacts
 
 NOTE = (
   "The published encoder was trained on Natural Questions, SQuAD and MS MARCO, among other data."
 )
 RULE_WORDS = {
   "answer": "a passage that holds an answer",
-  "strict": "a passage of the question's own title that holds an answer",
+  "strict": "a passage with the title of the question that holds an answer",
 }
 _LEGEND = (
   "In percent, mean over seeds [95% bootstrap interval over questions]. Differences are "
@@ -32,10 +32,10 @@ Ranks = Mapping[str, Mapping[int, Mapping[str, np.ndarray]]]  # system → seed 
 
 
 def compare(dev: Ranks, found: Ranks) -> dict:
-  """One half of a question set: every system, and every pair of which both are there.
+  """Compares systems on one half of a question set: each system, and each pair with both scored.
 
   Args:
-    dev: ranks on the dev half, which say what system is the best.
+    dev: ranks on the dev half, which determine the best system.
     found: ranks on this half.
 
   Returns:
@@ -84,7 +84,7 @@ def compare(dev: Ranks, found: Ranks) -> dict:
 
 
 def best_of(dev: Ranks) -> list[str]:
-  """The dense system of the highest recall@5 by the answer rule, if there is any."""
+  """Returns the dense system with the highest recall@5 by the answer rule, if there is any."""
   scores = {
     system: np.mean(
       [statistics.values_of(ranks["answer"])[:, _BEST_BY].mean() for ranks in seeds.values()]
@@ -92,7 +92,7 @@ def best_of(dev: Ranks) -> list[str]:
     for system, seeds in dev.items()
     if system != BM25
   }
-  return [max(scores, key=scores.get)] if scores else []
+  return [max(scores, key=lambda system: scores[system])] if scores else []
 
 
 def _told(found: Estimate) -> dict:
@@ -106,17 +106,17 @@ def _told(found: Estimate) -> dict:
 
 
 def table_of(results: Mapping, names: Mapping[str, str]) -> str:
-  """The results as text, in percent.
+  """Formats the results as text, in percent.
 
   Args:
-    results: {"title", "note", "sets": set → half → what `compare` returns}.
-    names: system → its name for people.
+    results: {"title", "note", "sets": set → half → output of `compare`}.
+    names: system → its display name.
   """
   parts = [results["title"], *filter(None, [results["note"]]), _LEGEND]
   for name, halves in results["sets"].items():
     for half, found in halves.items():
       for rule, words in RULE_WORDS.items():
-        parts.append(f"{name}, {half} half, {found['questions']} questions; right is {words}:")
+        parts.append(f"{name}, {half} half, {found['questions']} questions; correct is {words}:")
         parts.append(_scores(found, rule, names))
         if found["differences"]:
           parts.append(_differences(found, rule, names))
@@ -155,15 +155,16 @@ def _tabulate(rows: Sequence[Sequence], heads: Sequence[str]) -> str:
   return tabulate.tabulate(rows, heads, stralign="right", colalign=("left",), disable_numparse=True)
 
 
-# ----------------------------------------------------------------------------------------- picture
+# -------------------------------------------------------------------------------------------- plot
 
 
 def plot(results: Mapping, names: Mapping[str, str], path: str) -> None:
-  """Draws every system's metrics with their intervals, a row of panels for each set and half.
+  """Plots the metrics of all systems with intervals, with a row of panels for each set and half.
 
   Args:
-    results, names: see `table_of`.
-    path: of the PNG.
+    results: see `table_of`.
+    names: system → its display name.
+    path: path of the PNG to write.
   """
   panels = [
     (name, half, found)

@@ -1,4 +1,4 @@
-"""What ranks say, and how sure that is: recall, MRR and bootstrap intervals, in plain NumPy."""
+"""Recall and MRR with bootstrap intervals, computed from ranks in plain NumPy."""
 
 import dataclasses
 
@@ -20,10 +20,10 @@ class Estimate:
 
 
 def values_of(ranks: np.ndarray) -> np.ndarray:
-  """What each question adds to each metric: recall@k is 1 up to rank k, MRR is 1 / rank.
+  """Returns the metrics of each question: recall@k is 1 up to rank k, MRR is 1 / rank.
 
   Args:
-    ranks: [..., N] float64 from 1; inf where nothing right was found.
+    ranks: [..., N] float64 from 1; inf if no correct passage was found.
 
   Returns:
     [..., N, M] float64.
@@ -36,7 +36,7 @@ def draw(num_questions: int, *, resamples: int = RESAMPLES, seed: int = 0) -> np
   """Draws questions with replacement.
 
   Returns:
-    [R, N] float32: how often each question is in each resample, as a share.
+    [R, N] float32: share of each question in each resample.
   """
   rng, n = np.random.default_rng(seed), num_questions
   parts = []
@@ -48,13 +48,14 @@ def draw(num_questions: int, *, resamples: int = RESAMPLES, seed: int = 0) -> np
 
 
 def estimate(values: np.ndarray, resamples: np.ndarray) -> Estimate:
-  """Means over questions with percentile bootstrap intervals.
+  """Computes means over questions with percentile bootstrap intervals.
 
-  Paired differences are the differences of two systems' values: both have the same questions drawn.
+  For paired differences, pass the differences of the values of two systems: the same questions are
+  then drawn for both.
 
   Args:
-    values: [S, N, M] float64, by seed; a question's seeds are averaged before questions are drawn.
-    resamples: [R, N] of `draw`.
+    values: [S, N, M] float64, by seed; seeds are averaged for each question before drawing.
+    resamples: [R, N], from `draw`.
   """
   values = values.mean(axis=0)  # [N, M]
   low, high = np.percentile(resamples @ values, [2.5, 97.5], axis=0)

@@ -1,14 +1,15 @@
-"""The retrievers that are compared, and the product's commands that train each."""
+"""The retrievers to compare, and the commands that train each."""
 
 import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
 
-from realm_tf import stages
-from realm_tf.stages import Stage
+from realm_tf.pipeline import pretraining
+from realm_tf.pipeline.plan import Plan, Trainer
+from realm_tf.pipeline.stage import Stage
 
-PAIRS = (  # (hoped to be better, hoped to be worse); where one of them is not scored, none
+PAIRS = (  # (expected to be better, expected to be worse); omitted if one of them is not scored
   ("ict", "encoder"),
   ("recurring_spans", "ict"),
   ("recurring_spans", "encoder"),
@@ -27,12 +28,12 @@ BM25 = "bm25"
 
 @dataclasses.dataclass(frozen=True)
 class System:
-  """A retriever.
+  """A retriever to compare.
 
   Attributes:
-    name: in the table.
-    workdir: whose newest snapshot is scored; "" for BM25.
-    stages: what trains it, in order; those that systems share have the same names.
+    name: its name in the table.
+    workdir: the workdir whose newest snapshot is scored; "" for BM25.
+    stages: the stages that train it, in order; stages shared by systems have the same name.
   """
 
   name: str
@@ -40,36 +41,29 @@ class System:
   stages: Sequence[Stage] = ()
 
 
-def systems_of(config, config_path: str, overrides: Mapping[str, object]) -> dict[str, System]:
-  """The systems of one seed, in the table's order, by their names in folders and flags.
-
-  Args:
-    config: of the seed.
-    config_path, overrides: where it came from; handed on to the trainers.
-  """
+def systems_of(plan: Plan) -> dict[str, System]:
+  """Returns the systems of a seed by their names in folders and flags, in the table's order."""
   found = {BM25: System("BM25")}
-  warm = stages.warm_starts(config, config_path, overrides)
-  readers = [] if config.ict.from_mlm else [s for s in warm if s.folder == config.mlm.workdir]
+  warm = pretraining.warm_starts(plan)
+  readers = [] if plan.ict_from_mlm else [s for s in warm if s.folder == plan.mlm.workdir]
   warm = [stage for stage in warm if stage not in readers]
-  before = [stage for stage in warm if stage.folder != config.recurring_spans.workdir]
-  start = System(
-    "ICT" if config.ict.steps else "the encoder as it comes", config.ict.workdir, before
-  )
-  if config.encoder.preset:
-    found["encoder"] = _encoder(config, config_path, overrides) if config.ict.steps else start
-  if config.ict.steps:
+  before = [stage for stage in warm if stage.folder != plan.recurring_spans.workdir]
+  start = System("ICT" if plan.ict.steps else "the published encoder", plan.ict.workdir, before)
+  if plan.settings["encoder.preset"]:
+    found["encoder"] = _encoder(plan) if plan.ict.steps else start
+  if plan.ict.steps:
     found["ict"] = start
-  realm = functools.partial(_realm, config, config_path, overrides, readers)
+  realm = functools.partial(_realm, plan, readers)
   from_ict = realm(f"REALM from {start.name}", "realm_from_ict", start)
-  if not config.recurring_spans.steps:
+  if not plan.recurring_spans.steps:
     return {**found, "realm_from_ict": from_ict}
-  start = System("recurring spans", config.recurring_spans.workdir, warm)
+  start = System("recurring spans", plan.recurring_spans.workdir, warm)
   found |= {"recurring_spans": start, "realm_from_ict": from_ict}
-  variants = {
+  variants: dict[str, tuple[str, dict[str, object]]] = {
     "realm": ("REALM from recurring spans", {}),
     "random_span": ("REALM, random span masks", {"masking": "random_span"}),
     "uniform": ("REALM, uniform masks", {"masking": "uniform"}),
-    "never_refreshed": ("REALM, never refreshed", {"refresh.every_steps": config.realm.steps + 1}),
+    "never_refreshed": ("REALM, never refreshed", {"refresh.every_steps": plan.realm.steps + 1}),
   }
   for key, (name, differs) in variants.items():
     found[key] = realm(name, key, start, differs)
@@ -77,21 +71,17 @@ def systems_of(config, config_path: str, overrides: Mapping[str, object]) -> dic
 
 
 def _realm(
-  config,
-  config_path: str,
-  overrides: Mapping[str, object],
+  plan: Plan,
   readers: Sequence[Stage],
   name: str,
   key: str,
   start: System,
   differs: Mapping[str, object] | None = None,
 ) -> System:
-  """REALM from a start's snapshot, or a variant of it; `readers` train the reader's warm start."""
-  workdir = os.path.join(config.run_dir, key)
-  stage = stages.realm(
-    config,
-    config_path,
-    overrides,
+  """Returns REALM or a variant from a start's snapshot; `readers` train the reader's warm start."""
+  workdir = os.path.join(plan.run_dir, key)
+  stage = pretraining.realm(
+    plan,
     name=key,
     workdir=workdir,
     differs={"realm.init": start.workdir, **(differs or {})},
@@ -99,12 +89,15 @@ def _realm(
   return System(name, workdir, [*readers, *start.stages, stage])
 
 
-def _encoder(config, config_path: str, overrides: Mapping[str, object]) -> System:
-  """The published encoder without ICT, in a workdir of its own."""
-  workdir = os.path.join(config.run_dir, "encoder")
+def _encoder(plan: Plan) -> System:
+  """Returns the published encoder without ICT, in a separate workdir."""
+  workdir = os.path.join(plan.run_dir, "encoder")
   differs = {"mlm.steps": 0, "ict.steps": 0, "recurring_spans.steps": 0, "ict.workdir": workdir}
-  plain = config.copy_and_resolve_references()
-  plain.update_from_flattened_dict(differs)
-  (stage,) = stages.warm_starts(plain, config_path, {**overrides, **differs})
-  stage = dataclasses.replace(stage, name="encoder", differs=differs)
-  return System("the encoder as it comes", workdir, [stage])
+  plain = dataclasses.replace(
+    plan,
+    mlm=dataclasses.replace(plan.mlm, steps=0),
+    ict=Trainer(workdir, steps=0),
+    overrides={**plan.overrides, **differs},
+  )
+  stage = dataclasses.replace(pretraining.ict(plain), name="encoder", differs=differs)
+  return System("the published encoder", workdir, [stage])

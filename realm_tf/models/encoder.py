@@ -1,4 +1,7 @@
-"""BERT encoders: KerasHub's, of any size, with the activation and the layer norms that published weights were trained with."""
+"""KerasHub's BERT encoders of any size.
+
+Activation and layer norms are those that published weights were trained with.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -9,25 +12,43 @@ from keras import ops
 
 from realm_tf import errors
 
-_PUBLISHED_STD = 0.02  # of every BERT kernel and embedding
-_SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length", "dropout")
-_ACTIVATIONS = {  # of the feed-forward layers
-    "gelu_tanh": lambda x: keras.activations.gelu(x, approximate=True),  # Google's BERT and REALM
-    "gelu": lambda x: keras.activations.gelu(x, approximate=False),  # Hugging Face's "gelu", by the error function
-}
+_PUBLISHED_STD = 0.02  # standard deviation of every BERT kernel and embedding
+_SIZES = (
+  "vocabulary_size",
+  "num_layers",
+  "num_heads",
+  "hidden_dim",
+  "intermediate_dim",
+  "max_sequence_length",
+  "dropout",
+)
+
+
+def _gelu_tanh(x):
+  """GELU of Google's BERT and of REALM."""
+  return keras.activations.gelu(x, approximate=True)
+
+
+def _gelu(x):
+  """Hugging Face's "gelu", in a form that TensorFlow fuses with the preceding product."""
+  return (0.5 * x) * (1 + ops.erf(x * 0.5**0.5))
+
+
+_ACTIVATIONS = {"gelu_tanh": _gelu_tanh, "gelu": _gelu}  # of the feed-forward layers
 
 
 class EncoderError(errors.UserError):
-  """An encoder that does not fit the vocabulary or the lengths it is asked for."""
+  """The encoder does not fit the vocabulary or the requested lengths."""
 
 
 def build_encoder(architecture: Mapping, *, name: str) -> keras_hub.models.BertBackbone:
-  """A BERT of this architecture with fresh weights.
+  """Builds a BERT of this architecture with fresh weights.
 
   Args:
-    architecture: vocabulary_size, num_layers, num_heads, hidden_dim, intermediate_dim, max_sequence_length, dropout; where they
-      are not BERT's own, also activation ("gelu_tanh" or "gelu") and layer_norm_epsilon.
-    name: of the Keras model.
+    architecture: vocabulary_size, num_layers, num_heads, hidden_dim, intermediate_dim,
+      max_sequence_length, dropout; if they differ from BERT's, also activation ("gelu_tanh" or
+      "gelu") and layer_norm_epsilon.
+    name: name of the Keras model.
   """
   bert = keras_hub.models.BertBackbone(**{name: architecture[name] for name in _SIZES}, name=name)
   for layer in bert._flatten_layers():  # BertBackbone takes neither as an argument
@@ -39,19 +60,20 @@ def build_encoder(architecture: Mapping, *, name: str) -> keras_hub.models.BertB
 
 
 def activation(architecture: Mapping) -> Callable:
-  """Of the feed-forward layers and the masked-LM head."""
+  """Activation of the feed-forward layers and the masked-LM head."""
   return _ACTIVATIONS[architecture.get("activation", "gelu_tanh")]
 
 
 def layer_norm_epsilon(architecture: Mapping) -> float:
-  """Of the encoder's layer norms, and of those that were trained with it."""
+  """Epsilon of the encoder's layer norms, and of those that were trained with it."""
   return architecture.get("layer_norm_epsilon", 1e-12)
 
 
 def rescale_fresh(encoder: keras_hub.models.BertBackbone, std: float) -> None:
-  """Gives fresh kernels and embeddings another standard deviation, and positions the shape of sinusoids.
+  """Rescales fresh kernels and embeddings to another standard deviation.
 
-  BERT's 0.02 suits 768 wide layers; a narrow encoder trained from scratch starts faster near 1 / sqrt(width).
+  Position embeddings become sinusoids. BERT's 0.02 suits layers of width 768; a narrow encoder
+  trained from scratch learns faster at first near 1 / sqrt(width).
   """
   for weight in encoder.weights:
     if len(weight.shape) > 1:
@@ -67,16 +89,24 @@ def encode(encoder: keras.Model, token_ids, segment_ids=None, *, training: bool 
   """Runs the encoder on zero-padded ids.
 
   Args:
+    encoder: an encoder from `build_encoder`.
     token_ids: [N, L] int32.
-    segment_ids: [N, L] int32; zeros when absent.
+    segment_ids: [N, L] int32; None means zeros.
+    training: whether dropout is on.
 
   Returns:
     sequence_output [N, L, H], pooled_output [N, H].
   """
   segment_ids = ops.zeros_like(token_ids) if segment_ids is None else segment_ids
-  return encoder({"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask(token_ids)}, training=training)
+  return encoder(
+    {"token_ids": token_ids, "segment_ids": segment_ids, "padding_mask": padding_mask(token_ids)},
+    training=training,
+  )
 
 
 def padding_mask(token_ids):
-  """1 where there is a word piece: [N, L] int32. Padding is id 0 in every BERT vocabulary (`Tokenizer` checks it)."""
+  """Mask that is 1 at word pieces and 0 at padding: [N, L] int32.
+
+  Padding is id 0 in every BERT vocabulary (`Tokenizer` checks this).
+  """
   return ops.cast(ops.not_equal(token_ids, 0), "int32")

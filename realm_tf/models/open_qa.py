@@ -1,21 +1,30 @@
-"""Open-QA: scores of a beam of passages and of the spans in its best. ORQA, section 5."""
+"""Open-QA: scores of a beam of passages and of the spans in the best of them. ORQA, section 5."""
 
 import keras
 from keras import ops
 
-from realm_tf import devices, losses
-from realm_tf.models import span_reader
+from realm_tf.models import devices, losses, span_reader
+from realm_tf.models.equations import NEVER
+from realm_tf.models.measured import MeasuredModel
 
-_NEVER = -1e9  # score of a place in the beam that the searcher left empty
+_MEASURES = (
+  "loss",
+  "retriever_loss",
+  "reader_loss",
+  "reader_exact_match",
+  "beam_has_answer",
+  "reader_oracle",
+)
 
 
-class OpenQaModel(keras.Model):
-  """Retrieval scores of a beam of passages and span scores of its best.
+class OpenQaModel(MeasuredModel):
+  """Retrieval scores of a beam of passages and span scores of the best of them.
 
   Args:
-    query_tower: embeds questions; None takes the beam's scores as they come, times a learned weight (BM25).
+    query_tower: embeds questions; None uses the beam's given scores, times a learned weight (BM25).
     reader: scores spans.
-    passage_tower: embeds the passages read anew, so that it learns; None takes all embeddings as they come.
+    passage_tower: embeds the passages read again, so that it is trained; None uses all embeddings
+      unchanged.
   """
 
   def __init__(
@@ -26,7 +35,7 @@ class OpenQaModel(keras.Model):
     sep_id: int,
     passage_tower: keras.Model | None = None,
   ):
-    super().__init__(name="open_qa", dtype="float32")  # of its inputs too
+    super().__init__(_MEASURES, name="open_qa", dtype="float32")  # its inputs are float32 too
     self.query_tower, self.passage_tower, self.reader, self.sep_id = (
       query_tower,
       passage_tower,
@@ -35,33 +44,26 @@ class OpenQaModel(keras.Model):
     )
     if query_tower is None:
       self.score_weight = self.add_weight(shape=(), initializer="ones", name="score_weight")
-    self.means = {
-      name: keras.metrics.Mean(name)
-      for name in (
-        "loss",
-        "retriever_loss",
-        "reader_loss",
-        "reader_exact_match",
-        "beam_has_answer",
-        "reader_oracle",
-      )
-    }
-    self.built = True  # its weights are the towers' and the reader's
 
   def call(self, inputs, training=False):
-    """Scores.
+    """Scores passages and spans.
 
     Args:
-      inputs: query_ids [B, Lq]; beam_embeddings [B, K, D], or beam_scores [B, K]; beam_mask [B, K], 0 where no passage was found;
-        reader_ids, reader_segments [B, R, L] of the beam's first R passages, and for the passage tower their passage_ids,
-        passage_segments [B, R, Lp].
+      inputs: query_ids [B, Lq]; beam_embeddings [B, K, D], or beam_scores [B, K]; beam_mask [B, K],
+        0 where no passage was found; reader_ids, reader_segments [B, R, L] of the beam's first R
+        passages, and for the passage tower their passage_ids, passage_segments [B, R, Lp].
+      training: whether dropout is on.
 
     Returns:
-      beam_scores [B, K]; span_scores [B, R, L, W], retrieval score added; span_mask [B, R, L, W].
+      beam_scores [B, K]; span_scores [B, R, L, W], with the retrieval score added; span_mask
+      [B, R, L, W].
     """
     ids, segments = inputs["reader_ids"], inputs["reader_segments"]
     num_read, length = ids.shape[1], ids.shape[2]
-    flat = lambda x: ops.reshape(x, (-1, x.shape[-1]))  # [B, R, L] → [B * R, L]
+
+    def flat(x):
+      return ops.reshape(x, (-1, x.shape[-1]))  # [B, R, L] → [B * R, L]
+
     if self.query_tower is None:
       beam_scores = inputs["beam_scores"] * self.score_weight
     else:
@@ -75,7 +77,7 @@ class OpenQaModel(keras.Model):
           [ops.reshape(read, (-1, num_read, read.shape[-1])), vectors[:, num_read:]], axis=1
         )
       beam_scores = ops.einsum("bd,bkd->bk", queries, vectors)
-    beam_scores += (1 - inputs["beam_mask"]) * _NEVER
+    beam_scores += (1 - inputs["beam_mask"]) * NEVER
     scores = self.reader(
       {"token_ids": flat(ids), "segment_ids": flat(segments)}, training=training
     )  # [B * R, L, W]
@@ -91,7 +93,9 @@ class OpenQaModel(keras.Model):
     }
 
   def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-    flat = lambda scores: ops.reshape(scores, (ops.shape(scores)[0], -1))  # [B, R, L, W] → [B, S]
+    def flat(scores):
+      return ops.reshape(scores, (ops.shape(scores)[0], -1))  # [B, R, L, W] → [B, S]
+
     span_scores, span_mask, span_correct = (
       flat(y_pred["span_scores"]),
       flat(y_pred["span_mask"]),
@@ -100,7 +104,7 @@ class OpenQaModel(keras.Model):
     result = losses.marginal_span(
       y_pred["beam_scores"], x["beam_correct"], span_scores, span_mask, span_correct
     )
-    best = ops.argmax(ops.where(span_mask > 0, span_scores, -1e9), axis=-1)
+    best = span_reader.best_span(span_scores, span_mask > 0)
     right = ops.take_along_axis(span_correct, ops.expand_dims(best, -1), axis=-1)
     loss = ops.mean(result.retriever + result.reader)
     for name, value in (
@@ -113,7 +117,3 @@ class OpenQaModel(keras.Model):
     ):
       self.means[name].update_state(value)
     return loss / devices.count()
-
-  @property
-  def metrics(self):
-    return list(self.means.values())

@@ -1,1 +1,1 @@
-"""The web page; `python -m serving.web` serves it."""
+"""The web page, served by `python -m serving.web`."""

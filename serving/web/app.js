@@ -1,10 +1,10 @@
-// The page: asks the model server's REST API and shows what it retrieved, read and answered.
-// Whatever comes from the server or the address is put in as text, never as HTML.
+// The page: queries the model server's REST API and shows what was retrieved, read and answered.
+// Everything from the server or the address is inserted as text, never as HTML.
 "use strict";
 
 const MODEL = document.body.dataset.model;
-const TIMEOUT_MS = 40000; // beyond the time limit of `python -m serving.web`, whose error says more
-const LOOK_MS = 2000; // between two looks at a model server that is not ready
+const TIMEOUT_MS = 40000; // longer than the time limit of `python -m serving.web`, whose error says more
+const LOOK_MS = 2000; // between two checks of a model server that is not ready
 const $ = (id) => document.getElementById(id);
 const VIEWS = {
   ask: {form: $("ask-form"), input: $("question"), link: $("to-ask"), run: ask, empty: askEmpty},
@@ -14,7 +14,7 @@ let running = new AbortController();
 
 // ------------------------------------------------------------------------------------------------------------ elements
 
-/** A new element with attributes; children are elements or text. */
+/** Creates an element with attributes; children are elements or text. */
 function element(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -25,7 +25,7 @@ function element(tag, attributes, ...children) {
 const percent = (p) => (p > 0 && p < 0.001 ? "<0.1 %" : `${(100 * p).toFixed(1)} %`);
 const score = (value) => value.toFixed(2).replace("-", "−");
 
-/** A bar from zero to `value` on an axis from `low` to `high`. */
+/** Creates a bar from zero to `value` on an axis from `low` to `high`. */
 function bar(value, low, high) {
   const at = (x) => `${(100 * (Math.min(Math.max(x, low), high) - low)) / (high - low || 1)}%`;
   const node = element("span", {class: value < 0 ? "bar negative" : "bar", "aria-hidden": "true"}, element("i", {}));
@@ -35,15 +35,15 @@ function bar(value, low, high) {
   return node;
 }
 
-/** A named number with its bar. */
+/** Creates a named number with its bar. */
 function measure(name, text, ...bars) {
   return element("div", {}, element("dt", {}, name), element("dd", {}, element("span", {class: "number"}, text), ...bars));
 }
 
-/** An axis that holds zero and all `values`. */
+/** Returns the range of an axis that includes zero and all `values`. */
 const axis = (values) => [Math.min(0, ...values), Math.max(0, ...values)];
 
-/** `text` with its UTF-8 bytes from `start` to `end` marked. */
+/** Returns `text` with its UTF-8 bytes from `start` to `end` marked. */
 function marked(text, start, end, kind) {
   const bytes = new TextEncoder().encode(text);
   const decode = (from, to) => new TextDecoder().decode(bytes.slice(from, to));
@@ -73,11 +73,11 @@ class ServerError extends Error {
 }
 
 const TITLES = {
-  400: "The model cannot take this.", 404: "There is no such model.", 413: "That is too long.",
-  502: "The model server is away.", 503: "The model server is not ready.", 504: "The model server takes too long.",
+  400: "The model cannot process this input.", 404: "There is no such model.", 413: "The text is too long.",
+  502: "The model server cannot be reached.", 503: "The model server is not ready.", 504: "The model server did not answer in time.",
 };
 
-/** JSON of one call below /v1/models/MODEL. Throws ServerError. */
+/** Returns the JSON of a call under /v1/models/MODEL. Throws ServerError. */
 async function call(path, options) {
   const timeout = AbortSignal.timeout(TIMEOUT_MS);
   let response;
@@ -89,7 +89,7 @@ async function call(path, options) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (error.name === "TimeoutError") throw new ServerError(TITLES[504], `No answer within ${TIMEOUT_MS / 1000} s.`);
-    throw new ServerError("This page’s server is away.", "Start it again: python -m serving.web");
+    throw new ServerError("The server of this page cannot be reached.", "Restart it: python -m serving.web");
   }
   let json;
   try {
@@ -102,7 +102,7 @@ async function call(path, options) {
   return json;
 }
 
-/** First row of every output of a signature. */
+/** Returns the first row of every output of a signature. */
 async function predict(signature, inputs, signal) {
   const body = JSON.stringify({signature_name: signature, instances: [inputs]});
   const {predictions} = await call(":predict", {method: "POST", headers: {"Content-Type": "application/json"}, body, signal});
@@ -142,7 +142,7 @@ function answerPart(answers, passages) {
   return part;
 }
 
-/** The passages as books: as wide as p(z|x), as high as the reader's score; what is retrieved but not read lies at the end. */
+/** Shows the passages as books, with p(z|x) as width and the reader's score as height; passages retrieved but not read are at the end. */
 function shelf(passages, best) {
   const readable = passages.filter((passage) => passage.hasSpan).map((passage) => passage.reader);
   const [low, high] = [Math.min(...readable), Math.max(...readable)];
@@ -160,7 +160,7 @@ function shelf(passages, best) {
     books.push(unread);
   }
   return element("figure", {class: "shelf"}, element("div", {class: "books"}, ...books), element("figcaption", {},
-    "A passage a book: as wide as p(z|x), as high as the reader’s score.", rest > 0.0005 ? ` Hatched: ${percent(rest)} not read.` : ""));
+    "Each book is a passage. Width: p(z|x). Height: the reader’s score.", rest > 0.0005 ? ` Hatched: ${percent(rest)} not read.` : ""));
 }
 
 function passageList(passages, best) {
@@ -179,7 +179,7 @@ function passageList(passages, best) {
 function askEmpty() {
   const term = (formula, words) => element("div", {}, element("dt", {}, formula), element("dd", {}, words));
   return element("dl", {class: "formula"}, term("p(y|x)", "the answer y to your question x"), term("= Σ", "over passages z"),
-    term("p(y|z,x)", "what is read in a passage"), term("p(z|x)", "how well it was retrieved"));
+    term("p(y|z,x)", "the answer read in a passage"), term("p(z|x)", "the relevance of the passage"));
 }
 
 // ---------------------------------------------------------------------------------------------------------------- fill
@@ -204,7 +204,7 @@ function tokenList(name, tokens, probabilities, kind) {
       bar(probabilities[n], 0, 1)))));
 }
 
-/** `filled` with what stands in place of each [MASK] of `text` marked. */
+/** Returns `filled` with the words in place of each [MASK] of `text` marked. */
 function filledParts(text, filled) {
   const pieces = text.split("[MASK]").map((piece) => piece.trim());
   const parts = [];
@@ -227,12 +227,12 @@ function candidateList(row) {
         element("dl", {class: "measures"}, measure("p(z|x)", percent(row.probability[n]), bar(row.probability[n], 0, 1)),
           measure("utility", (row.retrieval_utility[n] < 0 ? "" : "+") + score(row.retrieval_utility[n]), bar(row.retrieval_utility[n], -limit, limit))),
         element("div", {class: "text"}, element("h3", {}, number < 0 ? "No passage" : row.title[n]), element("p", {}, number < 0 ?
-          "The null passage: the text alone, which the others are measured against." : row.text[n]))))));
+          "The null passage: the text without a passage, the baseline for the others." : row.text[n]))))));
 }
 
 function fillEmpty() {
   return element("p", {class: "lead"},
-    "The same blank is filled twice, with the passages retrieved and without any. Utility tells, for each passage, how much more likely it makes the word.");
+    "Each blank is filled twice: with the passages retrieved, and without any. Utility is how much more likely a passage makes the word.");
 }
 
 // ---------------------------------------------------------------------------------------------------------------- page
@@ -241,7 +241,7 @@ function show(...nodes) {
   $("results").replaceChildren(...nodes);
 }
 
-/** Shows the view and the text that the address tells: #ask=TEXT or #fill=TEXT. */
+/** Shows the view and the text given in the address: #ask=TEXT or #fill=TEXT. */
 async function route() {
   const address = new URLSearchParams(location.hash.slice(1));
   const name = address.has("fill") ? "fill" : "ask";
@@ -269,7 +269,7 @@ async function route() {
 async function run(view, text, signal) {
   document.body.classList.add("busy");
   $("results").setAttribute("aria-busy", "true");
-  $("announcement").textContent = "Looking it up …";
+  $("announcement").textContent = "Searching …";
   const started = performance.now();
   try {
     const {words, title, nodes} = await view.run(text, signal);
@@ -278,7 +278,7 @@ async function run(view, text, signal) {
     $("announcement").replaceChildren(element("span", {class: "unseen"}, `${words} `), `${((performance.now() - started) / 1000).toFixed(2)} s`);
   } catch (error) {
     if (signal.aborted) return; // a newer text is under way
-    const detail = error instanceof ServerError ? error.detail : `Its answer is not that of a REALM servable (${error.message}).`;
+    const detail = error instanceof ServerError ? error.detail : `The model is not a REALM servable (${error.message}).`;
     const title = error instanceof ServerError ? error.message : "The answer cannot be read.";
     $("announcement").textContent = "";
     show(element("div", {class: "error", role: "alert"}, element("h2", {}, title), element("p", {}, detail),
@@ -307,13 +307,13 @@ async function showServer() {
     node.textContent = error.message;
     node.className = "down";
   }
-  if (node.className === "down") setTimeout(showServer, LOOK_MS); // it may just be starting
+  if (node.className === "down") setTimeout(showServer, LOOK_MS); // it may still be starting
 }
 
 for (const [name, {form, input}] of Object.entries(VIEWS)) {
   form.addEventListener("submit", (event) => submit(name, event));
   input.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // an input method ends a word with Enter
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // input methods use Enter to end a word
     event.preventDefault();
     form.requestSubmit();
   });

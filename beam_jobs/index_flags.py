@@ -1,0 +1,48 @@
+"""Flags shared by the jobs that make an index."""
+
+from absl import flags
+
+from realm_tf.retrieval.index_config import ROW_TYPES, SEARCHERS, IndexConfig
+
+
+def define() -> None:
+  """Defines the flags shared by the jobs that make an index."""
+  flags.DEFINE_enum(
+    "searcher", "exact", SEARCHERS, "The searcher; exact needs only the embeddings."
+  )
+  flags.DEFINE_float(
+    "recall",
+    IndexConfig.recall,
+    "The share of the exact best passages that a search should find; for all but exact.",
+  )
+  flags.DEFINE_integer(
+    "num_leaves", None, "Partitions of the embeddings; the square root of their number by default."
+  )
+  flags.DEFINE_integer(
+    "leaves_to_search", None, "Partitions searched for each query; by default chosen for --recall."
+  )
+  flags.DEFINE_integer(
+    "reorder", None, "Candidates whose score is computed exactly; by default chosen for --recall."
+  )
+  flags.DEFINE_enum(
+    "row_type",
+    IndexConfig.row_type,
+    ROW_TYPES,
+    "Type of the numbers that --searcher=partitioned searches; bfloat16 takes twice the memory.",
+  )
+  flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
+  flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
+  flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA, on a GPU.")
+
+
+def config_of(args: flags.FlagValues) -> IndexConfig:
+  """Returns the index config given by the flags of `define`."""
+  return IndexConfig(
+    searcher=args.searcher,
+    recall=args.recall,
+    num_leaves=args.num_leaves,
+    leaves_to_search=args.leaves_to_search,
+    reorder=args.reorder,
+    row_type=args.row_type,
+    mixed_precision=args.mixed_precision,
+  )

@@ -1,0 +1,1 @@
+"""Attacks on the promises of docs/promises.md, each with a seed, a count and a report."""

@@ -1,0 +1,1 @@
+"""Examples for all training stages: the only code that packs, masks and pads them."""

@@ -1,0 +1,163 @@
+"""Runs stages one after another, and records what each was made from."""
+
+import json
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+
+from realm_tf.pipeline import dependencies, processes
+from realm_tf.pipeline.processes import PipelineError
+from realm_tf.pipeline.stage import PORT, Stage
+from realm_tf.storage import artifacts, ownership, paths
+
+STATE = "pipeline.json"
+# key of the state beside the stages': names, sizes and dates of files -> digest of their content
+_DIGESTS = "digests"
+_SAVE_EVERY_SECS = 5.0  # how often a running stage's time is saved
+_LOOK_SECS = 0.5  # how often a server beside a stage is checked
+
+
+class Runner:
+  """Runs stages and records them in run_dir/pipeline.json.
+
+  The record has what each stage was made from and how long it took.
+
+  Args:
+    run_dir: folder of the whole run.
+  """
+
+  def __init__(self, run_dir: str):
+    self.path, self.run_dir = os.path.join(run_dir, STATE), run_dir
+    self.state = (
+      json.loads(artifacts.read_text(self.path)) if artifacts.gfile.exists(self.path) else {}
+    )
+    artifacts.gfile.makedirs(run_dir)
+
+  def run(self, stage: Stage, title: str) -> None:
+    """Runs a stage unless it is done.
+
+    Raises:
+      PipelineError: the stage failed, or its output was trained from something else.
+    """
+    now = dependencies.dependencies(
+      stage, run_dir=self.run_dir, digests=self.state.setdefault(_DIGESTS, {})
+    )
+    entry = self.state.get(stage.name)
+    changed = entry is not None and dependencies.differences(entry["settings"], now, stage)
+    if entry is not None and entry["done"] and not changed and all(map(_is_there, stage.outputs)):
+      print(f"{title}: already done, {entry['wall_secs']:.0f} s", flush=True)
+      return
+    if changed and stage.settings and artifacts.gfile.exists(stage.folder):
+      raise PipelineError(
+        f"{stage.folder} was trained with something else ({'; '.join(changed)}). To train again, "
+        f"delete it (--redo={shlex.quote(stage.name)} of realm_tf.pipeline also deletes all that "
+        "depends on it); to keep it, choose another --config.run_dir."
+      )
+    before = 0.0 if entry is None or entry["done"] else entry["wall_secs"]
+    self.state[stage.name] = {"settings": now, "done": False, "wall_secs": before}
+    artifacts.gfile.makedirs(os.path.dirname(stage.folder))
+    print(f"\n{title}", flush=True)
+    code = self._call(stage)
+    if code:
+      raise PipelineError(
+        f"stage {stage.name!r} ended with code {code}; see its output above. Run the same command "
+        "again to resume."
+      )
+    self.state[stage.name]["done"] = True
+    self._save()
+
+  def wall_secs(self, stage: Stage) -> float:
+    """Returns how long a finished stage took."""
+    return self.state[stage.name]["wall_secs"]
+
+  def redo(self, found: Sequence[Stage], first: str) -> None:
+    """Deletes the output of a stage and all later ones.
+
+    Raises:
+      PipelineError: there is no such stage, or other files are among the output; then nothing is
+        deleted.
+    """
+    names = [stage.name for stage in found]
+    if first not in names:
+      raise PipelineError(
+        f"--redo={first!r} is no stage of this config; wanted one of: {', '.join(names)}."
+      )
+    doomed = []
+    for stage in found[names.index(first) :]:
+      for path in sorted({stage.folder, *stage.outputs}):
+        if added := ownership.strays(path, stage.leaves):
+          raise PipelineError(
+            f"--redo={first} would delete {os.path.join(path, added[0])!r}, which no stage wrote "
+            f"({len(added)} such files there). Move it away first."
+          )
+        if artifacts.gfile.isdir(path) or stage.name in self.state:  # a file may be the user's
+          doomed.append(path)
+    for path in doomed:
+      _delete(path)
+    for stage in found[names.index(first) :]:
+      self.state.pop(stage.name, None)
+    self._save()
+
+  def _call(self, stage: Stage) -> int:
+    """Runs the stage's process and returns its exit code; saves its time as it runs."""
+    entry = self.state[stage.name]
+    before, started = entry["wall_secs"], time.monotonic()
+    self._save()
+    with processes.serve(stage.server) as server:
+      process = processes.start([part.replace(PORT, str(server.port)) for part in stage.command])
+      try:
+        while True:
+          try:
+            return process.wait(_SAVE_EVERY_SECS if not stage.server else _LOOK_SECS)
+          except subprocess.TimeoutExpired:
+            server.check()
+          finally:
+            entry["wall_secs"] = round(before + time.monotonic() - started, 2)
+            self._save()
+      except PipelineError:
+        process.terminate()
+        process.wait()
+        raise
+      except KeyboardInterrupt:
+        process.wait()  # it receives the interrupt too
+        raise
+
+  def _save(self) -> None:
+    artifacts.write_text(self.path, json.dumps(self.state, indent=2) + "\n")
+
+
+def _delete(path: str) -> None:
+  """Deletes a file or a folder without links in it; a folder that is a link is emptied."""
+  real = paths.resolve(path)
+  if artifacts.gfile.isdir(real):
+    artifacts.gfile.rmtree(real)
+    if os.path.islink(path):
+      artifacts.gfile.makedirs(real)
+  elif artifacts.gfile.exists(path):
+    artifacts.gfile.remove(path)
+
+
+def check_inputs(found: Sequence[Stage]) -> None:
+  """Raises PipelineError before any work if an input is missing that no stage makes."""
+  made = {path for stage in found for path in (stage.folder, *stage.outputs)}
+  missing: dict[str, str] = {}
+  for stage in found:
+    for path in stage.inputs:
+      if not any(path == one or path.startswith(one + "/") for one in made):
+        for name in paths.split(path):
+          if not paths.matching(name):
+            missing.setdefault(name, stage.name)
+  if missing:
+    told = ", ".join(f"{path} (for {stage})" for path, stage in missing.items())
+    raise PipelineError(
+      f"missing, and made by no stage: {told}. The config's first lines list what must exist "
+      "before a run."
+    )
+
+
+def _is_there(path: str) -> bool:
+  return (
+    artifacts.is_complete(path) if artifacts.gfile.isdir(path) else artifacts.gfile.exists(path)
+  )

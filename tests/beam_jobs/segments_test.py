@@ -1,0 +1,176 @@
+"""An updated corpus is embedded and indexed by segments, and searched as if it were made anew."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from beam_jobs import embedding, make_passages, refresh_index, update_passages
+from realm_tf.corpus import passages
+from realm_tf.retrieval import dense, index
+from realm_tf.retrieval.index_config import IndexConfig
+from realm_tf.storage import artifacts
+from tests.folders import publish_snapshot
+from tests.towns import SIZES, TOWNS, town, write
+
+SEARCHERS = ("exact", "partitioned", "scann")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+  """A corpus P of 26 towns in two segments, and a snapshot."""
+  root = tmp_path_factory.mktemp("made")
+  everything = write(root / "all.jsonl", TOWNS)
+  make_passages.run(everything, str(root / "all"), vocab_size=300, **SIZES)
+  first = write(root / "first.jsonl", TOWNS[:26])
+  make_passages.run(first, str(root / "P"), vocab=str(root / "all"), **SIZES)
+  publish_snapshot(str(root / "snapshots"), 7, vocab=str(root / "P"))
+  return root
+
+
+@pytest.fixture
+def corpus(made, tmp_path) -> str:
+  return shutil.copytree(made / "P", str(tmp_path / "P"))
+
+
+def embed(made, corpus: str, output: str, *, searcher: str = "exact") -> dict:
+  return embedding.embed(
+    output,
+    snapshot=str(made / "snapshots/00000007"),
+    passages_folder=corpus,
+    config=IndexConfig(searcher=searcher),
+    jit_compile=False,
+  )
+
+
+def change(corpus: str, tmp_path) -> None:
+  """Adds four towns, replaces one, and deletes two."""
+  new = [*TOWNS[26:], town(5, "Town 5 was moved to the sea. Nobody knows why.")]
+  update_passages.update(corpus, add=write(tmp_path / "new.jsonl", new), replace=True)
+  update_passages.update(corpus, delete=["T2", "25"])
+
+
+def inodes(folder: str) -> dict[str, int]:
+  return {
+    os.path.relpath(os.path.join(at, name), folder): os.stat(os.path.join(at, name)).st_ino
+    for at, _, names in os.walk(folder)
+    for name in names
+  }
+
+
+def found(corpus: str, folder: str, *, num: int = 10) -> list[list[tuple[str, float]]]:
+  """Returns the text and score of each passage found for some queries."""
+  texts, searcher = passages.load(corpus).texts, index.load(folder)
+  queries = np.random.default_rng(1).normal(size=[5, 8]).astype(np.float32)
+  numbers, scores = searcher.search(tf.constant(queries), num)
+  return [
+    [(texts[number], round(float(score), 5)) for number, score in zip(*row, strict=True)]
+    for row in zip(numbers.numpy(), scores.numpy(), strict=True)
+  ]
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_only_new_segments_are_embedded(searcher, made, corpus, tmp_path):
+  output = str(tmp_path / "E")
+  info = embed(made, corpus, output, searcher=searcher)
+  assert info["counts"]["embedded_now"] == 26
+  before = inodes(output)
+  change(corpus, tmp_path)
+  info = embed(made, corpus, output, searcher=searcher)
+  assert (info["counts"]["embedded_now"], info["counts"]["passages"]) == (5, 31)
+  after = inodes(output)
+  kept = [name for name in before if name not in ("info.json", "COMPLETE")]
+  assert [name for name in kept if after[name] != before[name]] == []
+  assert len(after) > len(before) and all(artifacts.read_info(output)["files"])
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_search_equals_that_of_a_compacted_corpus(searcher, made, corpus, tmp_path):
+  embed(made, corpus, str(tmp_path / "E"), searcher=searcher)
+  change(corpus, tmp_path)
+  embed(made, corpus, str(tmp_path / "E"), searcher=searcher)
+  segmented = found(corpus, str(tmp_path / "E"))
+  assert len(passages.segments_of(corpus)) == 3
+  update_passages.compact(corpus)
+  embed(made, corpus, str(tmp_path / "E"), searcher=searcher)
+  assert found(corpus, str(tmp_path / "E")) == segmented
+  whole = found(corpus, str(tmp_path / "E"), num=28)
+  assert not [row for row in whole if "Queen 2 " in str(row) or "Queen 5 " in str(row)]
+
+
+def test_an_index_of_other_weights_or_settings_is_not_taken_over(made, corpus, tmp_path):
+  output = str(tmp_path / "E")
+  embed(made, corpus, output)
+  before = inodes(output)
+  info = embed(made, corpus, output, searcher="scann")
+  assert info["counts"]["embedded_now"] == 26
+  publish_snapshot(str(tmp_path / "others"), 8, vocab=corpus)
+  info = embedding.embed(
+    output,
+    snapshot=str(tmp_path / "others/00000008"),
+    passages_folder=corpus,
+    jit_compile=False,
+  )
+  assert info["counts"]["embedded_now"] == 26 and inodes(output) != before
+
+
+def test_damaged_segments_are_not_taken_over(made, corpus, tmp_path):
+  output = str(tmp_path / "E")
+  embed(made, corpus, output)
+  wanted = found(corpus, output)
+  path = index.shard_paths(output)[0]
+  with open(path, "r+b") as file:
+    file.seek(-3, os.SEEK_END)
+    file.write(b"\x01")
+  info = embed(made, corpus, output)
+  assert info["counts"]["embedded_now"] == 25, "the second segment, of one passage, is intact"
+  assert found(corpus, output) == wanted
+  os.remove(path)
+  assert embed(made, corpus, output)["counts"]["embedded_now"] == 26
+  assert found(corpus, output) == wanted
+
+
+class Enough(Exception):
+  """Ends `refresh_index.watch`."""
+
+
+def test_a_watching_job_takes_an_update_over(made, corpus, tmp_path, monkeypatch):
+  """It waits for the first snapshot, and makes its index anew, from the new segments."""
+  snapshots, indexes = str(tmp_path / "snapshots"), str(tmp_path / "indexes")
+  monkeypatch.setattr(
+    refresh_index.time,
+    "sleep",
+    lambda _: shutil.copytree(made / "snapshots", snapshots, dirs_exist_ok=True),
+  )
+  snapshot, folder = f"{snapshots}/00000007", f"{indexes}/00000007"
+  refreshed, tables = [], []
+
+  def refresh() -> str:
+    if len(refreshed) == 2:
+      raise Enough
+    made = refresh_index.refresh_newest(
+      snapshots=snapshots,
+      passages=corpus,
+      indexes=indexes,
+      config=IndexConfig(),
+      keep=2,
+      embed=lambda output, **what: embedding.embed(output, **what, jit_compile=False),
+    )
+    refreshed.append(artifacts.read_info(made)["counts"])
+    tables.append(passages.load(corpus))
+    change(corpus, tmp_path)
+    if len(refreshed) == 1:
+      with pytest.raises(artifacts.ArtifactError, match="was made from passages"):
+        dense.load(folder, passages=corpus, snapshot=snapshot)
+    return made
+
+  with pytest.raises(Enough):
+    refresh_index.watch(refresh, snapshots=snapshots, passages=corpus, poll_secs=0.01)
+  assert [counts["passages"] for counts in refreshed] == [26, 31]
+  assert refreshed[1]["embedded_now"] == 5
+  indexed, table = dense.load(folder, passages=None, snapshot=snapshot), tables[1]
+  query = np.array([[*table.text_ids[30][:8], *[0] * 8]], np.int32)
+  numbers = indexed.search(query, 28).numbers[0]
+  assert sorted(numbers.tolist()) == table.numbers.tolist()

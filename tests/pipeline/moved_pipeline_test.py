@@ -1,0 +1,190 @@
+"""realm_tf/pipeline/ without its processes.
+
+Finished stages stay finished wherever the run is, and --redo deletes only its own files.
+"""
+
+import os
+import shutil
+
+import pytest
+
+from configs import own_corpus, quickstart
+from realm_tf.models import snapshots
+from realm_tf.pipeline import runner, stages
+from realm_tf.pipeline.plan import plan_of
+from realm_tf.pipeline.processes import PipelineError
+from realm_tf.pipeline.stage import Stage
+from realm_tf.storage import artifacts, publishing
+
+
+class Run:
+  """A pipeline whose stages write their outputs without doing any work."""
+
+  def __init__(self, monkeypatch):
+    self.called = []
+    monkeypatch.setattr(runner.Runner, "_call", lambda runner, stage: self._call(stage))
+
+  def _call(self, stage: Stage) -> int:
+    self.called.append(stage.name)
+    for path in stage.outputs:
+      if os.path.splitext(path)[1]:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        artifacts.write_text(path, stage.name)
+      else:
+        kind = {"snapshots": snapshots.KIND, "indexes": "index"}.get(
+          os.path.basename(os.path.dirname(path)), "things"
+        )
+        with publishing.publish(path, kind=kind, config={}, inputs={}):
+          pass
+    if stage.name == "realm":
+      artifacts.write_text(os.path.join(stage.folder, "metrics.jsonl"), "{}\n")
+    if stage.name == "corpus":
+      for name in ("knowledge", "pretraining"):
+        os.makedirs(os.path.join(stage.folder, name))
+        artifacts.write_text(os.path.join(stage.folder, name, "part-0000.jsonl"), name)
+    return 0
+
+  def __call__(self, config) -> list[str]:
+    """Returns the stages that were run now."""
+    self.called.clear()
+    runs = runner.Runner(config.run_dir)
+    for stage in self.stages(config):
+      runs.run(stage, stage.name)
+    return list(self.called)
+
+  @staticmethod
+  def stages(config) -> list[Stage]:
+    plan = plan_of(config, config_path="c.py", overrides={"run_dir": config.run_dir})
+    return stages.all_stages(plan)
+
+
+def quickstart_in(run_dir: str):
+  config = quickstart.get_config()
+  config.run_dir = run_dir
+  return config
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path) -> Run:
+  monkeypatch.chdir(tmp_path)
+  return Run(monkeypatch)
+
+
+def test_a_moved_run_has_nothing_to_do(run, tmp_path, monkeypatch):
+  assert len(run(quickstart_in("runs/quick"))) == 24
+  for same in (
+    "runs/quick",
+    "runs/quick/",
+    "./runs/quick",
+    "runs/../runs/quick",
+    str(tmp_path / "runs/quick"),
+  ):
+    assert run(quickstart_in(same)) == [], same
+  os.rename("runs/quick", "my [v2] run, final?*")
+  assert run(quickstart_in("my [v2] run, final?*")) == []
+  monkeypatch.chdir(tmp_path / "runs")
+  assert run(quickstart_in("../my [v2] run, final?*")) == []
+  shutil.copytree("../my [v2] run, final?*", "copy", copy_function=shutil.copyfile)  # new dates
+  assert run(quickstart_in("copy")) == []
+  artifacts.write_text("copy/corpus/knowledge/part-0000.jsonl", "other")
+  assert run(quickstart_in("copy")) == ["passages"]
+  changed = quickstart_in("copy")
+  changed.realm.learning_rate = 1.0
+  with pytest.raises(
+    PipelineError,
+    match="copy/realm was trained with something else .realm.learning_rate: 0.001 before, 1.0",
+  ):
+    run(changed)
+
+
+def test_inputs_of_one_s_own_are_known_by_their_content(run, tmp_path, monkeypatch):
+  def config(run_dir: str, docs: str):
+    found = own_corpus.get_config()
+    found.run_dir, found.corpus.knowledge, found.encoder.preset = (
+      run_dir,
+      f"{docs}/a,b.txt,{docs}/[x].txt",
+      f"{docs}/bert",
+    )
+    found.finetune.questions = found.evaluate.questions = f"{docs}/questions.jsonl"
+    return found
+
+  os.makedirs("docs/bert")
+  for name in ("a,b.txt", "[x].txt", "questions.jsonl", "bert/config.json"):
+    artifacts.write_text(f"docs/{name}", name)
+  assert "finetune bm25" in run(config("run", "docs"))
+  os.rename("docs", "data")
+  monkeypatch.chdir("run")
+  assert (
+    run(config(".", str(tmp_path / "data"))) == run(config(str(tmp_path / "run"), "../data")) == []
+  )
+  artifacts.write_text("../data/[x].txt", "more")
+  assert run(config(".", "../data")) == ["passages"]
+  artifacts.write_text("../data/bert/config.json", "another")
+  with pytest.raises(PipelineError, match="content of ../data/bert: '[0-9a-f]*' before"):
+    run(config(".", "../data"))
+
+
+def test_what_cannot_be_read_in_a_corpus_folder_stops_nothing(run):
+  os.makedirs("docs/.hidden")
+  os.makedirs("elsewhere")
+  for name in ("docs/a.txt", "docs/.hidden/b.txt", "elsewhere/c.txt", "docs/b\udcff.txt"):
+    with open(name, "w", encoding="utf-8") as file:
+      file.write(name[:6])
+  os.symlink("nowhere", "docs/dangling")
+  os.symlink(".", "docs/loop")
+  os.symlink("../elsewhere", "docs/linked")
+  os.mkfifo("docs/pipe")
+  config = own_corpus.get_config()
+  config.run_dir, config.corpus.knowledge = "run", "docs"
+  assert run(config) and run(config) == []
+  artifacts.write_text("docs/.hidden/b.txt", "not read")
+  assert run(config) == []
+  artifacts.write_text("elsewhere/c.txt", "read through a link")
+  assert run(config) == ["passages"]
+
+
+def test_redo_deletes_what_the_stages_left_and_nothing_else(run, tmp_path):
+  config = quickstart_in("run")
+  run(config)
+  runs = runner.Runner("run")
+  for place in (
+    "run/realm/thesis.txt",
+    "run/realm/snapshots/00001100/thesis.txt",
+    "run/servable/thesis.txt",
+    "run/ict/tensorboard.txt",
+  ):
+    artifacts.write_text(place, "years of work")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    with pytest.raises(PipelineError, match=f"--redo=ict would delete '{place}'"):
+      runs.redo(run.stages(config), "ict")
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before, place
+    os.remove(place)
+  runs.redo(run.stages(config), "ict")
+  assert (
+    os.path.exists("run/mlm") and not os.path.exists("run/ict") and not os.path.exists("run/realm")
+  )
+  assert len(run(config)) == 24 - 6
+
+
+def test_redo_of_a_workdir_on_another_disk_keeps_the_link(run, tmp_path):
+  (tmp_path / "disk/realm").mkdir(parents=True)
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run/realm").symlink_to(tmp_path / "disk/realm")
+  config = quickstart_in("run")
+  run(config)
+  assert os.path.exists("disk/realm/snapshots/00001100/COMPLETE")
+  runner.Runner("run").redo(run.stages(config), "realm")
+  assert os.path.islink("run/realm") and os.listdir("disk/realm") == []
+
+
+def test_redo_keeps_files_that_no_stage_wrote(run):
+  config = quickstart_in("run")
+  config.corpus.questions, config.finetune.questions, config.evaluate.questions = (
+    "all.jsonl",
+    "train.jsonl",
+    "test.jsonl",
+  )
+  for path in ("all.jsonl", "train.jsonl"):
+    artifacts.write_text(path, "years of work")
+  runner.Runner("run").redo(run.stages(config), "passages")
+  assert os.path.exists("train.jsonl")
