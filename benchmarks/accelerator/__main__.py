@@ -26,6 +26,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("encoder", "", "Folder of a published BERT to include.")
   flags.DEFINE_integer("max_clozes", 400_000, "Maximum number of masked sentences to pack.")
   flags.DEFINE_integer("length", 128, "Word pieces in packed passages.")
+  flags.DEFINE_integer("title_length", None, "Word pieces taken of a title; default: half.")
   flags.DEFINE_string("data", None, "Packed data to train on.")
   flags.DEFINE_list("start", ["scratch", "published"], "Starts to train from, in this order.")
   flags.DEFINE_multi_string("set", [], "START.STAGE.NAME=VALUE or sizes.NAME=VALUE.")
@@ -47,6 +48,7 @@ def main(argv: Sequence[str]) -> None:
       args.output,
       encoder=args.encoder,
       length=args.length,
+      title_length=args.title_length,
       max_clozes=args.max_clozes,
       seed=args.seed,
     )
@@ -69,6 +71,7 @@ def pack(
   *,
   encoder: str,
   length: int,
+  title_length: int | None,
   max_clozes: int,
   seed: int,
 ) -> None:
@@ -83,6 +86,7 @@ def pack(
       questions,
       output,
       length=length,
+      title_length=title_length,
       max_clozes=max_clozes,
       encoder=encoder,
       query_length=sizes.query_length,
@@ -115,7 +119,7 @@ def train(
   import jax  # here, because packing does not need it
   import keras
 
-  from benchmarks.accelerator import experiment
+  from benchmarks.accelerator import evaluation, experiment
   from benchmarks.accelerator.packed import Packed
 
   if keras.backend.backend() != "jax":
@@ -127,7 +131,7 @@ def train(
   for setting in settings:
     change(setting, plans, sizes)
   device = jax.devices()[0]
-  report = experiment.Report(
+  report = evaluation.Report(
     output,
     {
       "device": device.device_kind,
@@ -141,7 +145,7 @@ def train(
       "sizes": dataclasses.asdict(sizes),
     },
   )
-  report({"start": "bm25", "stage": "start", "recall": experiment.score(data, data.bm25)})
+  report({"start": "bm25", "stage": "start", "recall": evaluation.score(data, data.bm25)})
   for start in starts:
     if start == experiment.PUBLISHED and not data.encoder:
       print(f"{path} has no published encoder; include one with --encoder. Skipped.", flush=True)

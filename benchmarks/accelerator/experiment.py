@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 
@@ -10,17 +9,24 @@ import jax
 import keras
 import numpy as np
 
-from benchmarks.accelerator import batches, drawing, training
-from benchmarks.accelerator.packed import HALVES, Packed, firsts
+from benchmarks.accelerator import batches, drawing, evaluation, training
+from benchmarks.accelerator.packed import Packed
 from benchmarks.accelerator.training import Index, Trainer
 from realm_tf.models import devices, encoder
 from realm_tf.models.in_batch import InBatchModel
 from realm_tf.models.masked_reader import MaskedReader
-from realm_tf.models.realm import DISTILLATION, MARGINAL, RealmModel
+from realm_tf.models.realm import RealmModel
 from realm_tf.models.retriever import Retriever
 
-RECALL_AT = (1, 5, 20)
 PUBLISHED = "published"
+# the stage that each stage starts from; if that one is skipped, the one before it
+_FROM = {
+  "ict": "start",
+  "spans": "ict",
+  "realm": "spans",
+  "realm_stale": "spans",
+  "realm_from_ict": "ict",
+}
 
 
 @dataclasses.dataclass
@@ -88,7 +94,7 @@ def plans() -> dict[str, dict[str, Stage]]:
       "spans": Stage(1000, 1024, 5e-4),
       "warmup": Stage(1000, 512, 1e-3),
       "realm": Stage(500, 256, 3e-4),
-      "realm_distilled": Stage(300, 256, 3e-4),
+      "realm_stale": Stage(500, 256, 3e-4),
       "realm_from_ict": Stage(500, 256, 3e-4),
     },
     PUBLISHED: {
@@ -96,7 +102,7 @@ def plans() -> dict[str, dict[str, Stage]]:
       "spans": Stage(100, 512, 2e-5),
       "warmup": Stage(500, 256, 3e-4),
       "realm": Stage(200, 64, 2e-5),
-      "realm_distilled": Stage(0, 64, 2e-5),
+      "realm_stale": Stage(0, 64, 2e-5),
       "realm_from_ict": Stage(200, 64, 2e-5),
     },
   }
@@ -134,6 +140,7 @@ class Experiment:
       report,
     )
     self.most_steps = most_steps
+    self._ranks: dict[str, np.ndarray] = {}  # by stage, see `evaluation.ranks`
     facts = data.facts
     self.layout = batches.Layout(
       query=sizes.query_length,
@@ -209,7 +216,7 @@ class Experiment:
 
   def run(self) -> None:
     """Runs all stages; those without steps are skipped."""
-    self.evaluate("start", {})
+    self._measure("start", {})
     sizes = self.sizes
     self.in_batch("ict", drawing.ict)
     after_ict = self.retriever.get_weights()
@@ -223,15 +230,15 @@ class Experiment:
     after_spans = self.retriever.get_weights()
     self.warmup()
     warm = self.reader.get_weights()
-    for name, weights, loss in (
-      ("realm", after_spans, MARGINAL),
-      ("realm_distilled", after_spans, DISTILLATION),
-      ("realm_from_ict", after_ict, MARGINAL),
+    for name, weights, refreshed in (
+      ("realm", after_spans, True),
+      ("realm_stale", after_spans, False),
+      ("realm_from_ict", after_ict, True),
     ):
       if self.stages[name].steps:
         self.retriever.set_weights(weights)
         self.reader.set_weights(warm)
-        self.realm(name, loss)
+        self.realm(name, refreshed=refreshed)
 
   def in_batch(self, name: str, draw: Callable) -> None:
     """Trains with ICT, or with recurring spans mixed with short runs of words."""
@@ -263,16 +270,17 @@ class Experiment:
       recall=False,
     )
 
-  def realm(self, name: str, loss: str) -> None:
-    """Trains REALM with refreshes; p(z|x) is over the candidates of the whole batch.
+  def realm(self, name: str, *, refreshed: bool) -> None:
+    """Trains REALM; p(z|x) is over the candidates of the whole batch.
 
     Args:
       name: name of the stage.
-      loss: loss of the retriever, see `RealmModel`.
+      refreshed: whether the passages are embedded again every `sizes.refresh_every` steps. The
+        alternative is the paper's ablation with a stale index (Table 2).
     """
     stage, sizes, layout = self.stages[name], self.sizes, self.layout
     tower = self.retriever.query_tower
-    model = RealmModel(self.retriever, self.reader, batch_candidates=True, retriever_loss=loss)
+    model = RealmModel(self.retriever, self.reader, batch_candidates=True)
     batch = training.realm_batch(
       tower,
       layout,
@@ -305,7 +313,7 @@ class Experiment:
       operations=operations,
       extra=self.index.snapshot(),
       every=sizes.refresh_every,
-      refresh=refresh,
+      refresh=refresh if refreshed else None,
       slow=self.retriever.trainable_variables,
       slow_factor=sizes.retriever_rate,
     )
@@ -355,7 +363,7 @@ class Experiment:
       "share_of_peak": peak and round(rate * operations / peak, 4),
       "metrics": trained.metrics,
     }
-    self.evaluate(name, row, recall=recall)
+    self._measure(name, row, recall=recall)
 
   def _reading(self, rows: int) -> float:
     architecture = self._architecture()
@@ -368,64 +376,22 @@ class Experiment:
 
   # ------------------------------------------------------------------------------------- evaluation
 
-  def evaluate(self, name: str, row: dict, *, recall: bool = True) -> None:
+  def _measure(self, name: str, row: dict, *, recall: bool = True) -> None:
     """Reports a row, with zero-shot recall if the retriever has changed."""
     if recall:
       started = time.monotonic()
       snapshot = jax.block_until_ready(self.index.snapshot())
       row["embed_secs"] = round(time.monotonic() - started, 2)
-      row["recall"] = score(self.data, self.index.search(snapshot, self.questions))
+      found = self.index.search(snapshot, self.questions)
+      row["recall"] = evaluation.score(self.data, found)
+      self._ranks[name] = evaluation.ranks(self.data, found)[0]
+      row["ranks"] = self._ranks[name].tolist()
+      if name in _FROM:
+        base = _FROM[name]
+        while base not in self._ranks:
+          base = _FROM[base]
+        row["from"] = base
+        row["gains"] = evaluation.gains(self.data, self._ranks[name], self._ranks[base])
     self.report(
       {"start": self.start, "stage": name, **row, "peak_memory_gb": training.peak_memory_gb()}
     )
-
-
-def score(data: Packed, found: np.ndarray) -> dict:
-  """Computes recall@k and MRR in percent, by question set and half.
-
-  Returns:
-    "entity_questions/dev" → {"questions", "answer@1", .., "answer_mrr", .., "strict_mrr"}. MRR is
-    the mean of 1 / rank of the first correct passage, or of 0 if no correct one was found.
-
-  Args:
-    data: the packed data.
-    found: [Q, K] passages, best first.
-  """
-  answers, stricts = firsts(data.answer_counts), firsts(data.strict_counts)
-  right = np.zeros([2, *found.shape], bool)
-  for row, numbers in enumerate(found):
-    which = data.question_answers[row]
-    right[0, row] = np.isin(numbers, data.answer_passages[answers[which] : answers[which + 1]])
-    right[1, row] = np.isin(numbers, data.strict_passages[stricts[row] : stricts[row + 1]])
-  first = np.where(right.any(axis=-1), 1 / (1 + right.argmax(axis=-1)), 0)  # [2, Q]
-  result = {}
-  for at, name in enumerate(data.facts["sets"]):
-    for half, half_name in enumerate(HALVES):
-      rows = (data.question_sets == at) & (data.question_halves == half)
-      if rows.any():
-        part: dict[str, float] = {"questions": int(rows.sum())}
-        result[f"{name}/{half_name}"] = part
-        for rule, hits, ranks in zip(("answer", "strict"), right, first, strict=True):
-          for k in RECALL_AT:
-            part[f"{rule}@{k}"] = round(100 * float(hits[rows, :k].any(axis=1).mean()), 2)
-          part[f"{rule}_mrr"] = round(100 * float(ranks[rows].mean()), 2)
-  return result
-
-
-class Report:
-  """Prints results and writes them after each row, so that an interrupted run keeps its results.
-
-  Args:
-    path: JSON file to write.
-    facts: facts about the whole run.
-  """
-
-  def __init__(self, path: str, facts: Mapping):
-    self.path, self.facts, self.started = path, dict(facts), time.monotonic()
-    self.rows: list[dict] = []
-
-  def __call__(self, row: dict) -> None:
-    self.rows.append(row | {"at_secs": round(time.monotonic() - self.started, 1)})
-    with open(self.path, "w") as file:
-      json.dump(self.facts | {"rows": self.rows}, file, indent=1)
-    print(json.dumps(self.rows[-1]), flush=True)

@@ -28,6 +28,7 @@ def pack(
   output: str,
   *,
   length: int,
+  title_length: int | None,
   max_clozes: int,
   encoder: str,
   query_length: int,
@@ -41,6 +42,7 @@ def pack(
     question_files: jsonl files with titles; the name of the file is the name of the set.
     output: path of the packed data.
     length: length of packed passages.
+    title_length: word pieces taken of a title; None: at most half of the passage.
     max_clozes: a sample of at most this many is kept.
     encoder: folder of a published BERT whose weights are included, or "".
     query_length: length of packed queries; spans beyond it are dropped.
@@ -56,7 +58,7 @@ def pack(
   spans = os.path.join(run, "spans")
   for name in ("passages", "knowledge"):
     artifacts.check_input(spans, name, folder)
-  corpus = _corpus(table, length=length)
+  corpus = _corpus(table, length=length, title_length=title_length)
   clozes = _clozes(
     spans,
     table,
@@ -92,14 +94,16 @@ def pack(
   return result
 
 
-def _corpus(table: PassageTable, *, length: int) -> dict[str, np.ndarray]:
+def _corpus(table: PassageTable, *, length: int, title_length: int | None) -> dict[str, np.ndarray]:
   """Returns titles, texts and sentences, cut as in `examples.packing`."""
+  half = (length - passages.SPECIAL_TOKENS) // 2
+  most = half if title_length is None else min(half, title_length)
   numbers: dict[str, int] = {}
   titles, title_of, texts, starts, counts = [], [], [], [], []
   for number, title in enumerate(table.titles):
     if title not in numbers:
       numbers[title] = len(numbers)
-      titles.append(table.title_ids[number][: (length - passages.SPECIAL_TOKENS) // 2])
+      titles.append(table.title_ids[number][:most])
     title_of.append(numbers[title])
     room = length - passages.SPECIAL_TOKENS - len(titles[numbers[title]])
     text = table.text_ids[number][:room]

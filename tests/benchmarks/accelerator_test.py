@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from benchmarks.accelerator import batches, drawing, experiment, packing
+from benchmarks.accelerator import batches, drawing, evaluation, packing
 from benchmarks.accelerator.packed import HALVES, NONE, Packed, firsts
 from realm_tf.corpus import metrics, passages
 from realm_tf.corpus.candidates import NULL_PASSAGE
@@ -66,6 +66,7 @@ def data(run) -> Packed:
     [os.path.join(run, "made.jsonl")],
     path,
     length=LENGTH,
+    title_length=None,
     max_clozes=10_000,
     encoder="",
     query_length=QUERY,
@@ -205,6 +206,7 @@ def test_pack_refuses_spans_of_other_passages(toy, run, tmp_path):
       [],
       str(tmp_path / "packed"),
       length=LENGTH,
+      title_length=None,
       max_clozes=10,
       encoder="",
       query_length=QUERY,
@@ -223,6 +225,16 @@ def test_packed_rows_are_those_of_the_trainers(corpus, layout, table, tokenizer)
   got = compiled(batches.passages, layout=layout)(corpus, jnp.asarray(numbers))
   np.testing.assert_array_equal(got["passage_ids"], wanted.token_ids)
   np.testing.assert_array_equal(got["passage_segments"], wanted.segment_ids)
+
+
+def test_titles_are_cut_as_in_the_trainers(data, layout, table, tokenizer):
+  cut = dataclasses.replace(data, **packing._corpus(table, length=LENGTH, title_length=1))
+  numbers = np.arange(len(table))
+  titles, texts = gather_passages(table, numbers)
+  wanted = pack_passages(titles, texts, tokenizer=tokenizer, length=LENGTH, title_length=1)
+  got = compiled(batches.passages, layout=layout)(batches.put(cut, layout), jnp.asarray(numbers))
+  np.testing.assert_array_equal(got["passage_ids"], wanted.token_ids)
+  assert max(cut.title_counts) == 1 < max(data.title_counts)
 
 
 def test_ict_takes_the_sentence_out_of_its_passage(corpus, layout, table, tokenizer):
@@ -457,7 +469,7 @@ def test_mrr_is_the_mean_of_one_by_rank(data):
   answers = firsts(data.answer_counts)[data.question_answers]
   found[:, 3] = data.answer_passages[answers]  # each question's first answer at rank 4
   found[0, 3] = NONE
-  for name, got in experiment.score(data, found).items():
+  for name, got in evaluation.score(data, found).items():
     rows = data.question_halves == HALVES.index(name.split("/")[1])
     share = 1 - rows[0] / rows.sum()
     assert (got["answer@1"], got["answer@5"]) == (0, round(100 * share, 2)), name
@@ -526,7 +538,7 @@ def test_all_stages_run_without_tensorflow(published, tmp_path):
     "realm_query_words=",
     "embed_chunk=16",
   ]
-  steps = {"ict": 3, "spans": 3, "warmup": 3, "realm": 4, "realm_distilled": 3, "realm_from_ict": 0}
+  steps = {"ict": 3, "spans": 3, "warmup": 3, "realm": 4, "realm_stale": 3, "realm_from_ict": 0}
   changes = [f"sizes.{size}" for size in sizes] + [
     f"published.{stage}.{name}={value}"
     for stage, num in steps.items()
@@ -562,11 +574,27 @@ def test_all_stages_run_without_tensorflow(published, tmp_path):
     "unread_prior",
     "holder_retrieved",
   }
-  assert np.isfinite(rows["published", "realm_distilled"]["metrics"]["distillation"]).all()
+  for fresh, stale in zip(
+    rows["published", "realm"]["metrics"]["loss"][:2],
+    rows["published", "realm_stale"]["metrics"]["loss"][:2],
+    strict=True,
+  ):
+    assert fresh == stale, "before the first refresh both train alike"
   recall = rows["published", "spans"]["recall"]
   assert sum(part["questions"] for part in recall.values()) == len(published.question_sets) and set(
     recall
   ) == {"made/dev", "made/test"}
+  ranks = np.array(rows["published", "spans"]["ranks"])
+  hits = round(100 * float(((ranks > 0) & (ranks <= 5)).mean()), 2)
+  parts = [(part["answer@5"], part["questions"]) for part in recall.values()]
+  wanted = np.average([share for share, _ in parts], weights=[num for _, num in parts])
+  assert hits == pytest.approx(wanted, abs=0.02), "recall is that of the ranks"
+  before = rows["published", "ict"]["recall"]
+  assert rows["published", "spans"]["from"] == "ict"
+  for name, gain in rows["published", "spans"]["gains"].items():
+    mean, low, high = gain["recall@5"]
+    difference = recall[name]["answer@5"] - before[name]["answer@5"]
+    assert low <= mean <= high and mean == pytest.approx(difference, abs=0.02)
   losses = rows["published", "ict"]["metrics"]["loss"]
   assert len(losses) == 3 and len(set(losses)) == 3, "a trained stage changes its loss"
   assert re.search(r"results\.json: \d+ s", text)
