@@ -133,6 +133,7 @@ def get_config(preset: str = ""):
     removal_rate=0.9,  # how often the query sentence is removed from its passage
     # min. and max. words of the query, a random run of the sentence; (): the whole sentence
     query_words=(),
+    title_share=0.0,  # share of the queries that begin with the title of their passage
     # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
     eval_every=100,
     log_every=50,  # steps between lines of metrics
@@ -152,6 +153,7 @@ def get_config(preset: str = ""):
     # encoder these alone do better
     ict_share=0.5 if fresh else 1.0,
     ict_removal_rate=0.0,  # how often an inverse cloze sentence is removed from its passage
+    ict_title_share=0.0,  # share of the inverse cloze queries that begin with the title
     eval_every=0,  # as for ict
     log_every=50 if fresh else 20,  # steps between lines of metrics
     checkpoint_every=100 if fresh else 20,  # steps between checkpoints

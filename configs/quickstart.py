@@ -106,6 +106,7 @@ def get_config():
     removal_rate=0.9,  # how often the query sentence is removed from its passage
     # min. and max. words of the query, a random run of the sentence; (): the whole sentence
     query_words=(),
+    title_share=0.0,  # share of the queries that begin with the title of their passage
     # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
     eval_every=0,
     log_every=50,  # steps between lines of metrics
@@ -123,6 +124,7 @@ def get_config():
     keep_span=0.0,  # share of the queries that show the span instead of the mask
     ict_share=0.0,  # share of each batch that is inverse cloze, with the same kind of queries
     ict_removal_rate=0.9,  # how often an inverse cloze sentence is removed from its passage
+    ict_title_share=0.0,  # share of the inverse cloze queries that begin with the title
     eval_every=0,  # as for ict
     log_every=50,  # steps between lines of metrics
     checkpoint_every=50,  # steps between checkpoints

@@ -141,6 +141,9 @@ def get_config(name: str):
     removal_rate=0.9 if fresh else 0.0,
     # min. and max. words of the query, a random run of the sentence; (): the whole sentence
     query_words=() if fresh else (5, 16),
+    # share of the queries that begin with the title of their passage; a retriever that reads titles
+    # forgets them if no query shows one
+    title_share=0.0 if fresh or corpus == "covid" else 1.0,
     # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
     eval_every=100 if fresh else 0,
     log_every=50 if fresh else 20,  # steps between lines of metrics
@@ -158,6 +161,7 @@ def get_config(name: str):
     keep_span=0.5,  # share of the queries that show the span instead of the mask
     ict_share=0.5,  # share of each batch that is inverse cloze, with the same kind of queries
     ict_removal_rate=0.0,  # how often an inverse cloze sentence is removed from its passage
+    ict_title_share=0.0,  # share of the inverse cloze queries that begin with the title
     eval_every=0,  # as for ict
     log_every=50 if fresh else 20,  # steps between lines of metrics
     checkpoint_every=100 if fresh else 20,  # steps between checkpoints

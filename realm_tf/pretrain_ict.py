@@ -33,7 +33,8 @@ def pretrain_ict(config, workdir: str) -> str:
   # ---- Settings
   seed, passages_folder, knowledge_spans = config.seed, config.passages, config.knowledge_spans
   query_length, query_words = config.ict.query_length, tuple(config.ict.query_words)
-  removal_rate, eval_every = config.ict.removal_rate, config.ict.eval_every
+  removal_rate, title_share = config.ict.removal_rate, config.ict.title_share
+  eval_every = config.ict.eval_every
   masking, lengths = config.masking, settings.lengths(config)
   retriever_start = settings.retriever_start(config)
   schedule, setup = settings.schedule(config.ict), settings.setup(config)
@@ -60,6 +61,7 @@ def pretrain_ict(config, workdir: str) -> str:
     title_length=lengths.title_length,
     removal_rate=removal_rate,
     query_words=query_words,
+    title_share=title_share,
   )
   return warm_start.train_retriever(
     model,

@@ -43,6 +43,7 @@ def pretrain_spans(config, workdir: str) -> str:
   init, eval_every, query_words = section.init, section.eval_every, tuple(section.query_words)
   keep_span = section.keep_span
   ict_share, removal_rate = section.ict_share, section.ict_removal_rate
+  title_share = section.ict_title_share
   masking, lengths = config.masking, settings.lengths(config)
   schedule, setup = settings.schedule(section), settings.setup(config)
 
@@ -70,6 +71,7 @@ def pretrain_spans(config, workdir: str) -> str:
     title_length=lengths.title_length,
     removal_rate=removal_rate,
     query_words=query_words,
+    title_share=title_share,
   )
   data = recurring_spans.RecurringSpans(
     sentences,

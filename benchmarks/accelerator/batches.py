@@ -232,20 +232,22 @@ def _pieces(corpus: Corpus, runs: Runs, at):
   return jnp.take_along_axis(rows, jnp.clip(source, 0, rows.shape[1] - 1), axis=1)
 
 
-def queries(corpus: Corpus, runs: Runs, layout: Layout):
-  """Returns runs as packed queries [B, Lq], and the number of their word pieces in these [B]."""
+def queries(corpus: Corpus, runs: Runs, layout: Layout, *, titled=None):
+  """Returns runs as packed queries [B, Lq], and the number of their word pieces in these [B].
+
+  Those that are `titled` ([B] bool) begin with the title of their passage.
+  """
   size = jnp.minimum(runs.size, layout.query - 2)
-  at = jnp.arange(layout.query)[None]
-  ids = jnp.where(
-    at == 0,
-    layout.cls,
-    jnp.where(
-      at <= size[:, None],
-      _pieces(corpus, runs, at - 1),
-      jnp.where(at == size[:, None] + 1, layout.sep, 0),
-    ),
-  )
-  return ids, size
+  titles = jnp.zeros_like(size)
+  if titled is not None:
+    titles = jnp.where(titled, corpus.text_at[runs.passage] - 2, 0)
+    titles = jnp.minimum(titles, layout.query - 2 - size)
+  at, end = jnp.arange(layout.query)[None], (titles + size)[:, None]
+  # A passage is [CLS] title [SEP] text [SEP].
+  title = corpus.rows[runs.passage, : layout.query].astype(jnp.int32)
+  ids = jnp.where(at <= titles[:, None], title, _pieces(corpus, runs, at - 1 - titles[:, None]))
+  ids = jnp.where(at <= end, ids, jnp.where(at == end + 1, layout.sep, 0))
+  return jnp.where(at == 0, layout.cls, ids), titles + size
 
 
 class Clozes(NamedTuple):

@@ -92,6 +92,7 @@ def mixed_spans(
   query_words: Sequence[int],
   keep_span: float,
   ict_share: float,
+  title_share: float = 0.0,
 ) -> dict:
   """Draws recurring spans (Spider, Ram et al. 2022), then inverse clozes with nothing removed.
 
@@ -106,23 +107,28 @@ def mixed_spans(
     query_words: minimum and maximum words of each query. If empty, whole sentences.
     keep_span: share of the masked sentences that show the span instead.
     ict_share: share of inverse clozes in the batch.
+    title_share: share of these whose query begins with the passage's title.
 
   Returns:
     query_ids [B, Lq]; passage_ids, passage_segments [B, Lp]; allowed [B, B], 0 if the passage of
     another row holds the span, or the sentence itself.
   """
-  keys, num_ict = jax.random.split(key, 7), round(ict_share * num)
+  keys, num_ict = jax.random.split(key, 8), round(ict_share * num)
   spans = draw_spans(corpus, keys[0], num - num_ict, asked=num - num_ict)
   drawn = batches.clozes(corpus, spans, layout, key=keys[1], query_words=query_words)
   own = draw(keys[2], corpus.some, num_ict)
   sentences = draw_sentences(corpus, keys[3], own)
   runs = batches.crop(corpus, keys[4], batches.whole(corpus, sentences), query_words)
+  with_title = jax.random.uniform(keys[7], [num_ict]) < title_share
   numbers = jnp.concatenate([draw_holders(corpus, keys[5], drawn, 1)[:, 0], own])
   right = jnp.pad(holds(corpus, drawn, numbers), [[0, num_ict], [0, 0]])
   right |= jnp.concatenate([drawn.own, own])[:, None] == numbers
   return {
     "query_ids": jnp.concatenate(
-      [keep_spans(drawn, keys[6], keep_span), batches.queries(corpus, runs, layout)[0]]
+      [
+        keep_spans(drawn, keys[6], keep_span),
+        batches.queries(corpus, runs, layout, titled=with_title)[0],
+      ]
     ),
     **batches.passages(corpus, numbers, layout),
     "allowed": (~right | jnp.eye(num, dtype=bool)).astype(jnp.float32),

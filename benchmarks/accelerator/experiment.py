@@ -53,6 +53,7 @@ class Sizes:
   Attributes:
     embed_chunk: passages embedded at once.
     ict_share: share of a batch of "spans": sentences that retrieve their own, intact passage.
+    title_share: share of these sentences that begin with the title of the passage.
     query_words: minimum and maximum words of the queries of "spans"; if empty, whole sentences.
     keep_span: share of the masked sentences of "spans", and of REALM's queries to the retriever,
       that show the span.
@@ -73,6 +74,7 @@ class Sizes:
   max_masks: int = 8
   candidates: int = 4
   ict_share: float = 0.5
+  title_share: float = 0.0
   query_words: tuple[int, ...] = (5, 16)
   keep_span: float = 0.5
   realm_query_words: tuple[int, ...] = (5, 16)
@@ -225,6 +227,7 @@ class Experiment:
       query_words=sizes.query_words,
       keep_span=sizes.keep_span,
       ict_share=sizes.ict_share,
+      title_share=sizes.title_share,
     )
     self.in_batch("spans", mixed)
     after_spans = self.retriever.get_weights()

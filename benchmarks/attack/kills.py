@@ -318,7 +318,8 @@ class Attack:
     run = os.path.join(self.root, "killed")
     shutil.rmtree(run, ignore_errors=True)
     os.makedirs(run)
-    for place in ("corpus", *(at for one in self._before[command.name] for at in one.makes)):
+    made_before = [at for one in self._before[command.name] for at in one.makes]
+    for place in dict.fromkeys(["corpus", *made_before]):  # some are made, then changed
       whole = self._former if place in command.changes else self._whole
       shutil.copytree(os.path.join(whole, place), os.path.join(run, place))
     how = rng.choice(("all", "all", "all", "one", "TERM", "INT"))

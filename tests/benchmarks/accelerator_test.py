@@ -437,7 +437,7 @@ def test_mixed_spans_gives_holders_and_own_passages_and_leaves_the_right_ones_ou
   mixed = functools.partial(
     drawing.mixed_spans, num=16, layout=layout, query_words=(2, 6), keep_span=0.5
   )
-  keys = jax.random.split(jax.random.key(0), 7)
+  keys = jax.random.split(jax.random.key(0), 8)
   spans = compiled(drawing.draw_spans, num=12, asked=12)(corpus, keys[0])
   drawn = compiled(batches.clozes, layout=layout, query_words=(2, 6))(corpus, spans, key=keys[1])
   got = compiled(mixed, ict_share=0.25)(corpus, jax.random.key(0))
@@ -462,6 +462,15 @@ def test_mixed_spans_gives_holders_and_own_passages_and_leaves_the_right_ones_ou
   wanted = ~masking.contains(right, numbers) | np.eye(16, dtype=bool)
   np.testing.assert_array_equal(got["allowed"], wanted)
   assert not wanted.all(), "some rows share a passage"
+  titled = compiled(mixed, ict_share=0.25, title_share=1.0)(corpus, jax.random.key(0))
+  for row in range(12, 16):
+    plain, ids = (np.asarray(one["query_ids"][row]).tolist() for one in (got, titled))
+    passage = np.asarray(got["passage_ids"][row]).tolist()
+    title = passage[1 : passage.index(tokenizer.sep_id)]
+    run = plain[1 : plain.index(tokenizer.sep_id)]
+    room = QUERY - 2 - len(run)
+    shown = [tokenizer.cls_id, *title[:room], *run, tokenizer.sep_id]
+    assert ids == shown + [0] * (QUERY - len(shown)), "the title, then the same run"
 
 
 def test_mrr_is_the_mean_of_one_by_rank(data):

@@ -312,6 +312,36 @@ def test_ict_queries_may_be_runs_of_words(tokenizer, ict_table):
   assert sizes == {2, 3}
 
 
+@pytest.mark.parametrize("title_share", [0.0, 0.5, 1.0])
+def test_ict_queries_may_begin_with_the_title(tokenizer, ict_table, title_share):
+  data = IctExamples(
+    ict_table,
+    tokenizer=tokenizer,
+    query_length=6,
+    passage_length=40,
+    removal_rate=0.0,
+    query_words=(2, 3),
+    title_share=title_share,
+  )
+  titled = []
+  for step in range(30):
+    drawn = data.draw(step, batch_size=8, seed=3)
+    for query, number in zip(drawn.queries, drawn.numbers, strict=True):
+      whole = query.tolist()
+      title = ict_table.title_ids[number].tolist()
+      parts = sentences_of(ict_table, number)
+
+      def is_run(ids, parts=parts):
+        return any(part[at : at + len(ids)] == ids for part in parts for at in range(len(part)))
+
+      shown = next((n for n in range(len(title), 0, -1) if whole[:n] == title[:n]), 0)
+      titled.append(shown > 0)
+      assert is_run(whole[shown:]), (whole, title)
+      # [CLS] title, run [SEP]: the title is cut, the run is not
+      assert not shown or shown == len(title) or len(whole) == 4, (whole, title)
+  assert abs(np.mean(titled) - title_share) < 0.1
+
+
 def test_ict_batch_is_a_pure_function_of_step_and_seed(tokenizer, ict_table):
   def make():
     return IctExamples(ict_table, tokenizer=tokenizer, query_length=20, passage_length=40)
