@@ -123,7 +123,7 @@ def build(
   """
   sizes = {"N": num_answers, "K": min(num_retrieved, table.num_alive)}
   tokenizer, module, functions = system.tokenizer, tf.Module(), {}
-  corpus = retrieval.Corpus(table)
+  corpus = retrieval.Corpus(table, tokenizer)
   reads = system.span_reader or system.retriever  # questions are packed as in its training
   module.retrieval = retrieval.Retrieval(
     corpus,

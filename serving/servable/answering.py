@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from realm_tf.corpus.candidates import NULL_PASSAGE
-from realm_tf.corpus.tokenization import Tokenizer
+from realm_tf.corpus.tokenization import Tokenizer, Tokens
 from realm_tf.examples import packing
 from realm_tf.models.span_reader import SpanReader, best_span, span_mask, whole_word_mask, windows
 from serving.servable.retrieval import Frozen, Retrieval, prior, repeated
@@ -86,7 +86,7 @@ class Answering(tf.Module):
     tokens = corpus.tokens(flat)
     packed = packing.pack_reader(
       repeated(ids, self._num_passages),
-      corpus.text_ids(tokens),
+      tokens.ids,
       tokenizer=self._tokenizer,
       query_length=self._query_length,
       length=self._length,
@@ -114,9 +114,7 @@ class Answering(tf.Module):
       )
     )
 
-  def _offsets(
-    self, tokens: tf.RaggedTensor, segment_ids: tf.Tensor
-  ) -> tuple[tf.Tensor, tf.Tensor]:
+  def _offsets(self, tokens: Tokens, segment_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Looks up the byte offsets of the packed word pieces of the text; 0 elsewhere.
 
     Returns:
@@ -124,15 +122,14 @@ class Answering(tf.Module):
     """
     first = tf.argmax(segment_ids, axis=1, output_type=tf.int64)  # where the text begins
     at = tf.range(self._length, dtype=tf.int64) - first[:, None]  # position in the text
-    is_text = (at >= 0) & (at < tokens.row_lengths()[:, None])
-    at = tf.where(is_text, at + tokens.row_starts()[:, None], 0)
-    corpus = self.retrieval.corpus
+    is_text = (at >= 0) & (at < tokens.ids.row_lengths()[:, None])
+    at = tf.where(is_text, at + tokens.ids.row_starts()[:, None], 0)
 
     # Padded with a 0, since there may be no word piece at all.
-    def pick(values):
-      return tf.where(is_text, tf.gather(tf.pad(tf.gather(values, tokens.values), [[0, 1]]), at), 0)
+    def pick(values: tf.RaggedTensor):
+      return tf.where(is_text, tf.gather(tf.pad(values.values, [[0, 1]]), at), 0)
 
-    return pick(corpus.starts), pick(corpus.ends)
+    return pick(tokens.starts), pick(tokens.ends)
 
   def _best_answers(self, spans: Spans, retrieval_scores: tf.Tensor) -> dict[str, tf.Tensor]:
     """Returns the best `num_answers` different texts and where they were read."""

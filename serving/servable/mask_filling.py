@@ -123,10 +123,9 @@ class MaskFilling(tf.Module):
   def _read(self, blanks: Blanks, numbers: tf.Tensor) -> tf.Tensor:
     """Returns the logits of the reader: [B, C, M, V]."""
     corpus, count = self.retrieval.corpus, self._num_candidates
-    tokens = corpus.tokens(tf.reshape(numbers, [-1]))
     packed = packing.pack_reader(
       repeated(blanks.ids, count),
-      corpus.text_ids(tokens),
+      corpus.text_ids(tf.reshape(numbers, [-1])),
       tokenizer=self._tokenizer,
       query_length=self._query_length,
       length=self._length,

@@ -6,19 +6,20 @@ Everything that grows with the corpus or a model is a variable, because a graph 
 Only ops of TensorFlow and TensorFlow Text are used, and ScaNN's if it is the searcher.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from realm_tf.corpus.candidates import NULL_PASSAGE, Found
 from realm_tf.corpus.passages import PassageTable
-from realm_tf.corpus.tokenization import Tokenizer
+from realm_tf.corpus.tokenization import Tokenizer, Tokens
 from realm_tf.examples import packing
 from realm_tf.models import equations
 from realm_tf.retrieval import index
 from serving.signatures import NO_SCORE
+
+_ROWS_AT_ONCE = 1 << 16
 
 
 class Frozen(tf.Module):
@@ -37,30 +38,23 @@ class Frozen(tf.Module):
 
 
 class Corpus(tf.Module):
-  """All passages, copied into memory, because they are written into the SavedModel.
+  """The titles and texts of all passages, copied into memory: they are written to the SavedModel.
+
+  Word pieces are not copied. They would take more than twice the room of the texts, and making them
+  anew for the passages of a query takes well under a millisecond a passage.
 
   Numbers ([N] int32) are rows of the corpus; `NULL_PASSAGE` is the null passage, which is empty.
 
   Args:
     table: the passages.
+    tokenizer: the tokenizer that they were made with.
   """
 
-  def __init__(self, table: PassageTable):
+  def __init__(self, table: PassageTable, tokenizer: Tokenizer):
     super().__init__()
-    self._num_rows = len(table)
-    splits = table.text_ids.splits
+    self._num_rows, self._tokenizer = len(table), tokenizer
     with tf.device("CPU"):  # strings exist only there
-      self.titles, self.texts, self.splits, self.ids, self.starts, self.ends = (
-        tf.Variable(values, trainable=False)
-        for values in (
-          [*_shown(table, table.titles), ""],
-          [*_shown(table, table.texts), ""],
-          np.append(splits, splits[-1]),  # the last row is the null passage
-          table.text_ids.values,
-          table.token_starts.values.astype(np.int32),
-          table.token_ends.values.astype(np.int32),
-        )
-      )
+      self.titles, self.texts = (_variable(table, part) for part in (table.titles, table.texts))
 
   def rows(self, numbers: tf.Tensor) -> tf.Tensor:
     return tf.where(numbers == NULL_PASSAGE, self._num_rows, numbers)
@@ -75,20 +69,27 @@ class Corpus(tf.Module):
       "probability": probability,
     }
 
-  def tokens(self, numbers: tf.Tensor) -> tf.RaggedTensor:
-    """Returns where each text's word pieces are in `ids`, `starts` and `ends`: [N, None] int64."""
-    rows = self.rows(numbers)
-    return tf.ragged.range(tf.gather(self.splits, rows), tf.gather(self.splits, rows + 1))
+  def text_ids(self, numbers: tf.Tensor) -> tf.RaggedTensor:
+    """Returns the word pieces of texts: [N, None] int32."""
+    return self._tokenizer(tf.gather(self.texts, self.rows(numbers)))
 
-  def text_ids(self, tokens: tf.RaggedTensor) -> tf.RaggedTensor:
-    """Returns the word pieces at `tokens`."""
-    return tokens.with_values(tf.gather(self.ids, tokens.values))
+  def tokens(self, numbers: tf.Tensor) -> Tokens:
+    """Returns the word pieces of texts with their byte offsets."""
+    return self._tokenizer.with_offsets(tf.gather(self.texts, self.rows(numbers)))
 
 
-def _shown(table: PassageTable, texts: Iterable[str]) -> Iterator[str]:
-  """Yields texts of all passages; those of deleted passages are empty."""
-  deleted = set(table.deleted.tolist())
-  return ("" if number in deleted else text for number, text in enumerate(texts))
+def _variable(table: PassageTable, texts: Sequence[str]) -> tf.Variable:
+  """Returns texts of all passages, and the null passage's; those of deleted passages are empty.
+
+  They are copied a few at a time, so that never all of them are Python objects.
+  """
+  deleted, num_rows = set(table.deleted.tolist()), len(table)
+  variable = tf.Variable(tf.fill([num_rows + 1], ""), trainable=False)
+  for start in range(0, num_rows, _ROWS_AT_ONCE):
+    end = min(start + _ROWS_AT_ONCE, num_rows)
+    part = enumerate(texts[start:end], start)
+    variable[start:end].assign(["" if row in deleted else text for row, text in part])
+  return variable
 
 
 class Retrieval(tf.Module):
