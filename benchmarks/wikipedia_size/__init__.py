@@ -1,0 +1,1 @@
+"""Measures a corpus of the size of Wikipedia on one machine."""

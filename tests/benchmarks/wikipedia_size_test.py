@@ -1,0 +1,75 @@
+"""The benchmark of a corpus of the size of Wikipedia, on a tiny one."""
+
+import os
+
+import numpy as np
+import pytest
+
+from benchmarks.wikipedia_size import corpus, embeddings, measuring
+from realm_tf.corpus import passages
+from realm_tf.corpus.segments import Sizes
+from realm_tf.retrieval import index
+from realm_tf.storage import artifacts
+
+ROWS = 130
+
+
+@pytest.fixture(scope="module")
+def large(toy, tmp_path_factory) -> str:
+  """A corpus of the toy's passages, again and again, in segments of 50 passages."""
+  folder = str(tmp_path_factory.mktemp("large") / "passages")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(corpus, "SIZES", Sizes(shard=20, segment=50))
+    corpus.write(toy.path("passages"), folder, ROWS)
+  return folder
+
+
+def test_the_corpus_is_the_small_one_again_and_again(toy, large):
+  small, table = passages.load(toy.path("passages")), passages.load(large)
+  assert len(table) == ROWS > 2 * len(small), "more than two copies"
+  assert [part.number for part in passages.segments_of(large)] == [0, 1, 2]
+  for number in range(ROWS):
+    source = number % len(small)
+    assert (table.titles[number], table.texts[number]) == (
+      small.titles[source],
+      small.texts[source],
+    )
+    np.testing.assert_array_equal(table.text_ids[number], small.text_ids[source])
+  assert len(np.unique(small.short_uids)) == len(small)
+  assert len(np.unique(table.short_uids)) == ROWS, "the copies are different passages"
+  assert table.documents[len(small)] == f"{small.documents[0]} (1)"
+
+
+@pytest.mark.parametrize("searcher", ["exact", "partitioned"])
+def test_an_index_of_the_corpus_is_searched(toy, large, tmp_path, monkeypatch, searcher):
+  monkeypatch.setattr(corpus, "SIZES", Sizes(shard=20, segment=50))
+  snapshot, real = toy.path("ict/snapshots/00000000"), str(tmp_path / "real.npz")
+  rows, folder = str(tmp_path / "rows"), str(tmp_path / searcher)
+  found = embeddings.embed(snapshot, toy.path("passages"), real)
+  num = found["passages"]
+  embeddings.write(real, rows, ROWS)
+  embeddings.exact(rows, real, str(tmp_path / "exact.npz"))
+  embeddings.build(rows, snapshot, large, folder, searcher)
+  got = embeddings.search(folder, real, str(tmp_path / "exact.npz"))
+  assert got["recall@8"] == 1.0, got
+  read = index.read_embeddings(folder, num_rows=ROWS)
+  np.testing.assert_array_equal(read[:num], np.load(real)["embeddings"], err_msg="the first copy")
+  noise = read[num : 2 * num] - read[:num]
+  assert 0 < np.abs(noise).max() < 3 * read.std(), "further copies have some noise"
+  assert artifacts.read_info(folder)["inputs"]["passages"]["path"] == large
+
+
+def test_steps_that_have_run_are_skipped(large, tmp_path):
+  path = str(tmp_path / "steps.json")
+  first = measuring.Steps(path).run("open", corpus.open_corpus, folder=large)
+  assert first.secs > 0 and first.gib > 0.05, first
+  assert os.path.exists(path)
+  again = measuring.Steps(path).run("open", corpus.open_corpus, folder="nothing is there")
+  assert again == first
+
+
+def test_a_step_that_fails_ends_the_program(tmp_path):
+  steps = measuring.Steps(str(tmp_path / "steps.json"))
+  with pytest.raises(SystemExit, match="open failed with exit code 1"):
+    steps.run("open", corpus.open_corpus, folder=str(tmp_path / "nothing"))
+  assert not steps.done
