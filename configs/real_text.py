@@ -134,7 +134,8 @@ def get_config(name: str):
     steps=600 if fresh else 60,  # 0: fresh weights or the published encoder are the warm start
     # sentences per step; the other passages of the batch are negatives
     batch_size=128 if fresh else 32,
-    learning_rate=1e-3 if fresh else 3e-5,  # peak
+    # peak; titles are soon forgotten
+    learning_rate=1e-3 if fresh else 3e-5 if corpus == "covid" else 1e-5,
     from_mlm=False,  # True: from the masked-LM warm start; False: from fresh or published weights
     query_length=c.retriever.get_oneway_ref("query_length"),  # word pieces in a packed query
     # how often the query sentence is removed from its passage

@@ -94,10 +94,10 @@ def plans() -> dict[str, dict[str, Stage]]:
     "scratch": {
       "ict": Stage(1000, 1024, 5e-4),
       "spans": Stage(1000, 1024, 5e-4),
-      "warmup": Stage(1000, 512, 1e-3),
-      "realm": Stage(500, 256, 3e-4),
-      "realm_stale": Stage(500, 256, 3e-4),
-      "realm_from_ict": Stage(500, 256, 3e-4),
+      "warmup": Stage(3000, 512, 1e-3),
+      "realm": Stage(300, 256, 3e-4),
+      "realm_stale": Stage(300, 256, 3e-4),
+      "realm_from_ict": Stage(300, 256, 3e-4),
     },
     PUBLISHED: {
       "ict": Stage(0, 512, 1e-5),
