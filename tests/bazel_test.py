@@ -18,7 +18,7 @@ import types
 import pytest
 from packaging.requirements import Requirement
 
-from benchmarks.speed import environments
+from benchmarks import environments
 from tests import source_code
 from tests.dependencies import distributions, normalised, pinned
 from tests.source_code import PACKAGES, REPOSITORY
@@ -147,12 +147,12 @@ def files(package: str) -> set[str]:
 def unpinned(package: str) -> list[str]:
   """Imports of a package that no line of requirements.txt provides, each with what to pin.
 
-  An unpinned package may only be imported inside the function that uses it. The peers of the speed
-  benchmark run in environments of their own, and import what those pin.
+  An unpinned package may only be imported inside the function that uses it. The peers of benchmarks
+  run in environments of their own, and import what those pin.
   """
   own, found = set(pinned("requirements.txt")), []
   for name, tree in source_code.sources(package).items():
-    peer = f"{package}.{name}".startswith("benchmarks.speed.peer")
+    peer = package == "benchmarks" and name.split(".")[-1].startswith("peer")
     first = source_code.imported(
       ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
     )
@@ -169,7 +169,7 @@ def unpinned(package: str) -> list[str]:
 
 
 def peer_packages() -> set[str]:
-  """Packages that the environments of the speed benchmark's peers pin."""
+  """Packages that the environments of the benchmarks' peers pin."""
   pins = (pin for pins in environments.PINS.values() for pin in pins)
   return {normalised(Requirement(pin).name) for pin in pins}
 

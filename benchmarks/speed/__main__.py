@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks.speed import environments
+from benchmarks import environments
 from benchmarks.speed.jobs import WORKS
 from realm_tf import cli
 

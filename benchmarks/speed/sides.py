@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from benchmarks.speed import environments
+from benchmarks import environments
 from benchmarks.speed.jobs import EMBEDDING, REALM_STEP, Job
 from realm_tf import errors
 

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.speed import cases, environments, inputs, jobs, ours, report, sides
+from benchmarks import environments
+from benchmarks.speed import cases, inputs, jobs, ours, report, sides
 from benchmarks.speed.jobs import EMBEDDING, REALM_STEP, Job
 from realm_tf import errors
 from realm_tf.corpus import passages

@@ -6,8 +6,9 @@ import sys
 
 from realm_tf import errors
 
-ROOT = "runs/speed/environments"  # by default
+ROOT = "runs/environments"  # by default
 PINS = {
+  "faiss": ("faiss-cpu==1.15.1", "numpy==2.4.6"),
   "torch": ("torch==2.13.0", "numpy==2.4.6"),
   "transformers": ("torch==2.13.0", "transformers==4.39.3", "numpy==1.26.4"),
 }
@@ -46,7 +47,7 @@ def make(root: str, name: str) -> None:
     if subprocess.run(command).returncode:
       raise errors.UserError(
         f"{' '.join(command)} failed; its messages are above. The environment {name!r} needs "
-        "Python 3.11 and a package registry. Or leave its sides out with --sides."
+        "Python 3.11 and a package registry. Or leave it out."
       )
   with open(os.path.join(root, name, _INSTALLED), "w", encoding="utf-8") as file:
     file.write("\n".join(PINS[name]) + "\n")

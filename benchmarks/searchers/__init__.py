@@ -1,0 +1,1 @@
+"""Compares searchers on generated embeddings."""
