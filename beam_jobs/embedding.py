@@ -104,6 +104,23 @@ class EmbedShard(beam.DoFn):
     if self.share_queried:  # first: a resumed job skips shards whose embeddings exist
       index.write_shard(index.queries_path(shard.target), np.concatenate(queries or empty))
     index.write_shard(shard.target, np.concatenate(parts or empty))
+    yield segments.number_of(shard.target)
+
+
+class BuildSegment(beam.DoFn):
+  """Builds the searcher of a segment, given by its number.
+
+  Args:
+    folder: the index that is being written.
+    config: configuration of the index.
+  """
+
+  def __init__(self, folder: str, config: IndexConfig):
+    self.folder, self.config = folder, config
+
+  def process(self, number: int):
+    with _lock:
+      index.build_segment(self.folder, self.config, number)
 
 
 # ------------------------------------------------------------------------------------------ the job
@@ -148,7 +165,7 @@ def embed(
     inputs={"snapshot": snapshot, "passages": passages_folder},
     resume=True,
   ) as staged:
-    built = _take_over(output, staged, snapshot, passages_folder, config)
+    _take_over(output, staged, snapshot, passages_folder, config)
     counts = _run(
       staged.path,
       snapshot,
@@ -156,14 +173,15 @@ def embed(
       num_passages=num_passages,
       beam_args=beam_args,
       share_queried=index.share_queried(config, num_passages),
+      config=config,
       how={
         "batch_size": batch_size,
         "jit_compile": jit_compile,
         "mixed_precision": config.mixed_precision,
       },
     )
-    embed_secs = max(time.monotonic() - started, 1e-3)
-    staged.details = index.build(staged.path, config, num_rows=num_passages, built=built) | {
+    embed_secs = max(_last_written(staged.path) - started_at, 1e-3)
+    staged.details = index.build(staged.path, config, num_rows=num_passages) | {
       "segments": passages.fingerprints_of_segments(passages_folder),
       "snapshot_step": artifacts.read_info(snapshot)["step"],
       "started": started_at,
@@ -196,19 +214,22 @@ def embed(
   return info
 
 
+def _last_written(folder: str) -> float:
+  """Returns when the newest embedding file of a folder was written: seconds since the epoch."""
+  stats = [artifacts.gfile.stat(path) for path in index.shard_paths(folder)]
+  return max(stat.mtime_nsec for stat in stats) / 1e9
+
+
 def _take_over(
   output: str,
   staged: publishing.Staged,
   snapshot: str,
   passages_folder: str,
   config: IndexConfig,
-) -> dict[int, Mapping]:
+) -> None:
   """Takes the intact segments of an earlier index of the same snapshot, with their searchers.
 
   Also lists the deleted passages.
-
-  Returns:
-    Segment -> settings of its searcher.
   """
   deleted = segments.read_deleted(passages_folder)
   if len(deleted):
@@ -216,19 +237,15 @@ def _take_over(
   try:
     info = artifacts.read_info(output, kind=index.KIND)
   except artifacts.ArtifactError:  # there is none, or it is damaged
-    return {}
+    return
   now = artifacts.read_info(snapshot)["fingerprint"], dataclasses.asdict(config)
   if (info["inputs"]["snapshot"]["fingerprint"], info["config"]) != now:
-    return {}
-  built = {}
+    return
   for number, fingerprint in passages.fingerprints_of_segments(passages_folder).items():
     names = index.files_of_segment(info["files"], int(number))
     if info.get("segments", {}).get(number) == fingerprint and _are_intact(output, names):
       paths.link_files(output, names, to=staged.path)
       staged.files |= {name: info["files"][name] for name in names}
-      if number in info["searchers"]:
-        built[int(number)] = info["searchers"][number]
-  return built
 
 
 def _are_intact(folder: str, names: Sequence[str]) -> bool:
@@ -247,10 +264,11 @@ def _run(
   *,
   num_passages: int,
   share_queried: float,
+  config: IndexConfig,
   how: Mapping[str, int | bool],
   beam_args: Sequence[str],
 ) -> dict[str, int]:
-  """Writes the embedding files that `folder` lacks.
+  """Writes the embedding files that `folder` lacks, and builds the searcher of each segment.
 
   Returns:
     The counts of these files, by the names of COUNTERS.
@@ -266,12 +284,22 @@ def _run(
   threading.Thread(target=_show_progress, args=[folder, targets, to_do, ended]).start()
   try:
     with pipeline:
-      _ = (
+      embedded = (
         pipeline
         | beam.Create(missing)
         | beam.Reshuffle()
         | beam.ParDo(EmbedShard(snapshot, how, share_queried))
       )
+      if config.searcher != "exact":
+        # Each segment once, when all files have been written.
+        numbers = {segments.number_of(shard.target) for shard in shards}
+        _ = (
+          (embedded, pipeline | "segments" >> beam.Create(sorted(numbers)))
+          | beam.Flatten()
+          | beam.Distinct()
+          | "reshuffle segments" >> beam.Reshuffle()
+          | beam.ParDo(BuildSegment(folder, config))
+        )
   finally:
     ended.set()
   found = {

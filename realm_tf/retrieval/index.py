@@ -7,6 +7,7 @@ which the width of its search was chosen. Like the passages, it lists the delete
 """
 
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from realm_tf.storage import artifacts, integrity, paths
 KIND = "index"
 PartSearcher = ExactSearcher | PartitionedSearcher | ScannSearcher  # of a segment
 Searcher = PartSearcher | SegmentedSearcher
+_SETTINGS = "settings.json"  # of a segment's searcher; written last
 _AGAIN = "Delete it and embed the passages again."
 
 
@@ -40,6 +42,11 @@ def shard_name(shard: int, num_shards: int, *, segment: int | None = None) -> st
 def shard_paths(folder: str) -> list[str]:
   """Returns the embedding files of a folder (complete or being written), in row order."""
   return integrity.files_of(folder, r"embeddings(-\d{5,})?-\d{5,}-of-\d{5,}\.npy")
+
+
+def segments_of(folder: str) -> list[int]:
+  """Returns the numbers of the segments of a folder (complete or being written), in row order."""
+  return [number for number, _ in _segments(folder)]
 
 
 def _segments(folder: str) -> list[tuple[int, list[str]]]:
@@ -113,12 +120,15 @@ def read_embeddings(folder: str, *, num_rows: int) -> np.ndarray:
   return _read_shards(shard_paths(folder))
 
 
-def _read_shards(shards: Sequence[str]) -> np.ndarray:
-  """Reads embedding files: [N, D] float32, without a second copy of the whole."""
+def _read_shards(shards: Sequence[str], *, first: int = 0) -> np.ndarray:
+  """Reads embedding files: [N, D] float32, without a second copy of the whole.
+
+  `first` is the number of the first passage, for messages.
+  """
   shapes = [shard_shape(path) for path in shards]
   embeddings, start = np.empty([sum(rows for rows, _ in shapes), shapes[0][1]], np.float32), 0
   for path in shards:
-    rows = _read_finite(path, first=start)
+    rows = _read_finite(path, first=first + start)
     embeddings[start : start + len(rows)] = rows
     start += len(rows)
   return embeddings
@@ -156,20 +166,14 @@ def _check_rows(folder: str, num_rows: int) -> None:
 # ----------------------------------------------------------------------------------- build and load
 
 
-def build(
-  folder: str,
-  config: IndexConfig,
-  *,
-  num_rows: int,
-  built: Mapping[int, Mapping] | None = None,
-) -> dict:
-  """Checks the embeddings in a folder that is being published, and adds the searcher's files.
+def build(folder: str, config: IndexConfig, *, num_rows: int) -> dict:
+  """Checks the embeddings in a folder that is being published, and adds the searchers' files.
 
   Args:
-    folder: a `Staged.path` with all embedding files, and those of queries if it has any.
+    folder: a `Staged.path` with all embedding files, and those of queries if it has any. Segments
+      whose searcher was built before are left as they are; see `build_segment`.
     config: configuration of the index.
     num_rows: number of passages.
-    built: segment -> settings of its searcher, for segments whose searcher's files are there.
 
   Returns:
     Details for info.json, which `load` reads.
@@ -178,16 +182,43 @@ def build(
     ArtifactError: wrong number of embeddings, or one that is not finite.
   """
   _check_rows(folder, num_rows)
-  found, first = dict(built or {}), 0
-  for number, shards in _segments(folder):
-    if config.searcher == "exact":
-      for path in shards:
-        first += len(_read_finite(path, first=first))
-    elif number not in found:
-      searcher = build_approximate(_read_shards(shards), config, read_queries(shards))
-      searcher.save(os.path.join(folder, _state(searcher.kind, number)))
-      found[number] = searcher.settings
-  return {"searchers": {str(number): found[number] for number in sorted(found)}}
+  found = {}
+  for number in segments_of(folder):
+    build_segment(folder, config, number)
+    if config.searcher != "exact":
+      path = os.path.join(folder, _state(config.searcher, number), _SETTINGS)
+      found[str(number)] = json.loads(artifacts.read_text(path))
+  return {"searchers": found}
+
+
+def build_segment(folder: str, config: IndexConfig, number: int) -> None:
+  """Checks the embeddings of a segment, and adds its searcher's files unless they are there.
+
+  The segments of an index can be built by different processes.
+
+  Args:
+    folder: see `build`; it has all embedding files of this segment and of those before it.
+    config: configuration of the index.
+    number: number of the segment.
+
+  Raises:
+    ArtifactError: an embedding is not finite.
+  """
+  parts = _segments(folder)
+  before = [path for other, shards in parts if other < number for path in shards]
+  shards, first = dict(parts)[number], sum(shard_shape(path)[0] for path in before)
+  if config.searcher == "exact":
+    for path in shards:
+      first += len(_read_finite(path, first=first))
+    return
+  state = os.path.join(folder, _state(config.searcher, number))
+  if artifacts.gfile.exists(os.path.join(state, _SETTINGS)):
+    return
+  if artifacts.gfile.isdir(state):  # half written
+    artifacts.gfile.rmtree(state)
+  searcher = build_approximate(_read_shards(shards, first=first), config, read_queries(shards))
+  searcher.save(state)
+  artifacts.write_text(os.path.join(state, _SETTINGS), json.dumps(searcher.settings) + "\n")
 
 
 def _state(kind: str, segment: int) -> str:

@@ -311,3 +311,30 @@ def test_foreign_and_damaged_indexes_are_refused(clustered, tmp_path):
   os.remove(os.path.join(folder, artifacts.COMPLETE))
   with pytest.raises(artifacts.ArtifactError, match="is not complete"):
     index.load(folder)
+
+
+def test_a_segment_is_built_once_and_a_half_built_one_again(tmp_path):
+  folder, config = str(tmp_path), IndexConfig(searcher="partitioned")
+  rows = np.random.default_rng(0).standard_normal([20, 4]).astype(np.float32)
+  for number, part in enumerate(np.split(rows, 2)):
+    index.write_shard(str(tmp_path / index.shard_name(0, 1, segment=number)), part)
+  assert index.segments_of(folder) == [0, 1]
+  index.build_segment(folder, config, 0)
+  whole, half = (tmp_path / name for name in ("partitioned-00000", "partitioned-00001"))
+  before = (whole / "settings.json").stat().st_ino
+  half.mkdir()
+  (half / "rows.npy").write_bytes(b"of a process that was killed")
+  found = index.build(folder, config, num_rows=20)["searchers"]
+  assert found.keys() == {"0", "1"} and found["1"]["num_rows"] == 10
+  assert (whole / "settings.json").stat().st_ino == before, "not built again"
+  assert not (half / "rows.npy").exists() and (half / "settings.json").exists()
+
+
+def test_the_message_about_a_value_counts_the_segments_before(tmp_path):
+  rows = np.zeros([20, 4], np.float32)
+  rows[13, 2] = np.nan
+  for number, part in enumerate(np.split(rows, 2)):
+    index.write_shard(str(tmp_path / index.shard_name(0, 1, segment=number)), part)
+  for searcher in ("exact", "partitioned"):
+    with pytest.raises(artifacts.ArtifactError, match="the embedding of passage 13 in .* finite"):
+      index.build(str(tmp_path), IndexConfig(searcher=searcher), num_rows=20)
