@@ -196,9 +196,15 @@ def embed(
     staged.counts = {"passages": num_passages, "embedded_now": counts["passages"]}
     staged.counts |= {name: counts[name] for name in told}
   info = artifacts.read_info(output)
+  _say_done(output, info, counts)
+  return info
+
+
+def _say_done(output: str, info: Mapping, counts: Mapping[str, int]) -> None:
+  """Prints the result of a job, and a warning if the retriever does not read all word pieces."""
   recall = index.measured_recall(info)
   print(
-    f"{output}: {num_passages:,} passages, {info['passages_per_sec']:,.0f}/s, "
+    f"{output}: {info['counts']['passages']:,} passages, {info['passages_per_sec']:,.0f}/s, "
     f"{info['refresh_secs']:.1f} s{recall and '; '}{recall}",
     flush=True,
   )
@@ -211,7 +217,6 @@ def embed(
       "with a greater passage_length.",
       flush=True,
     )
-  return info
 
 
 def _last_written(folder: str) -> float:

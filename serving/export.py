@@ -293,17 +293,8 @@ def export(
         namespace_whitelist=["Scann"] if searcher == "scann" else None
       ),
     )
-    extra = os.path.join(staged.path, EXTRA_ASSETS)
-    artifacts.gfile.makedirs(extra)
-    write_warm_up(
-      os.path.join(extra, WARM_UP), list(served), table.titles[: max(WARM_UP_BATCH_SIZES)]
-    )
-    described = json.dumps(signatures.as_json(functions, fixed), indent=2) + "\n"
-    for place in (staged.path, extra):
-      artifacts.write_text(
-        os.path.join(place, SIGNATURES_MD), signatures.markdown(functions, fixed)
-      )
-      artifacts.write_text(os.path.join(place, SIGNATURES_JSON), described)
+    titles = table.titles[: max(WARM_UP_BATCH_SIZES)]
+    _write_assets(staged.path, functions, fixed, names=list(served), texts=titles)
     staged.counts = {"passages": table.num_alive}
     staged.details = {
       "signatures": list(served),
@@ -312,6 +303,32 @@ def export(
       "search": opened.describe(fixed["K"]),
     }
   return folder
+
+
+def _write_assets(
+  folder: str,
+  functions: Mapping,
+  sizes: Mapping[str, int],
+  *,
+  names: Sequence[str],
+  texts: Sequence[str],
+) -> None:
+  """Writes the warm-up requests, and the description of the signatures.
+
+  Args:
+    folder: the SavedModel.
+    functions: functions by signature name.
+    sizes: the sizes of `signatures.DIMENSIONS` that are fixed.
+    names: the signatures to warm up.
+    texts: the inputs of warm-up requests.
+  """
+  extra = os.path.join(folder, EXTRA_ASSETS)
+  artifacts.gfile.makedirs(extra)
+  write_warm_up(os.path.join(extra, WARM_UP), names, texts)
+  described = json.dumps(signatures.as_json(functions, sizes), indent=2) + "\n"
+  for place in (folder, extra):
+    artifacts.write_text(os.path.join(place, SIGNATURES_MD), signatures.markdown(functions, sizes))
+    artifacts.write_text(os.path.join(place, SIGNATURES_JSON), described)
 
 
 def watch(

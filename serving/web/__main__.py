@@ -9,6 +9,7 @@ say so.
 """
 
 import asyncio
+import dataclasses
 import html
 import ipaddress
 import pathlib
@@ -73,47 +74,38 @@ _HEADERS = {  # the page loads nothing from other sites, and no passage can make
 }
 
 
-def make_app(
-  rest: str,
-  *,
-  model_name: str = signatures.MODEL_NAME,
-  timeout_secs: float = 30.0,
-  host: str = "localhost",
-  allowed_hosts: Collection[str] = (),
-) -> web.Application:
-  """Makes an application with the page at / and the REST API of `rest` under /v1/models/.
+@dataclasses.dataclass(frozen=True)
+class _Page:
+  """The page, and the calls that it forwards; the attributes are the arguments of `make_app`."""
 
-  Args:
-    rest: URL of the model server, without /v1.
-    model_name: the model that the page queries.
-    timeout_secs: time limit of a call to the model server.
-    host: the address on which the application listens.
-    allowed_hosts: host names, in addition to localhost and `host`, under which browsers may open
-      the page.
-  """
+  rest: str
+  model_name: str
+  timeout_secs: float
+  host: str
+  allowed_hosts: Collection[str]
 
-  async def file(request: web.Request) -> web.Response:
+  async def file(self, request: web.Request) -> web.Response:
     name, content_type = _FILES[request.path]
     text = (_FOLDER / name).read_text(encoding="utf-8")
     if name == "index.html":
       text = text.replace(
-        f'data-model="{signatures.MODEL_NAME}"', f'data-model="{html.escape(model_name)}"'
+        f'data-model="{signatures.MODEL_NAME}"', f'data-model="{html.escape(self.model_name)}"'
       )
     return web.Response(text=text, content_type=content_type)
 
-  async def forward(request: web.Request) -> web.Response:
+  async def forward(self, request: web.Request) -> web.Response:
     path = request.rel_url.raw_path
     if not is_call(path):
       return _error(404, "This path is not a call to a model.")
     try:
-      async with asyncio.timeout(timeout_secs):
+      async with asyncio.timeout(self.timeout_secs):
         content = await request.read()
     except TimeoutError:
-      return _error(408, f"The request did not arrive within {timeout_secs:g} s.")
+      return _error(408, f"The request did not arrive within {self.timeout_secs:g} s.")
     try:
       async with request.app[_SESSION].request(
         request.method,
-        yarl.URL(rest.rstrip("/") + path, encoded=True),  # otherwise `..` would be resolved
+        yarl.URL(self.rest.rstrip("/") + path, encoded=True),  # otherwise `..` would be resolved
         data=content,  # compressed if it came so: the model server has a limit for what it unpacks
         headers={
           "Content-Type": "application/json",
@@ -132,47 +124,74 @@ def make_app(
           status=response.status, body=bytes(body), content_type="application/json"
         )
     except TimeoutError:
-      return _error(504, f"The model server at {rest} gave no answer within {timeout_secs:g} s.")
+      return _error(
+        504, f"The model server at {self.rest} gave no answer within {self.timeout_secs:g} s."
+      )
     except aiohttp.ClientError as error:
       name = type(error).__name__
       return _error(
         502,
-        f"No model server answers at {rest} ({name}). Start it, or set --rest to its address.",
+        f"No model server answers at {self.rest} ({name}). Start it, or set --rest to its address.",
       )
 
-  async def session(application: web.Application):
+  async def session(self, application: web.Application):
     async with aiohttp.ClientSession(
-      timeout=aiohttp.ClientTimeout(total=timeout_secs)
+      timeout=aiohttp.ClientTimeout(total=self.timeout_secs)
     ) as application[_SESSION]:
       watching = asyncio.create_task(
-        _say_when_ready(application[_SESSION], f"{rest.rstrip('/')}/v1/models/{model_name}")
+        _say_when_ready(
+          application[_SESSION], f"{self.rest.rstrip('/')}/v1/models/{self.model_name}"
+        )
       )
       yield
       watching.cancel()
 
-  async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    del request
-    response.headers.update(_HEADERS)
-
   @web.middleware
   async def refuse_strangers(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
   ) -> web.StreamResponse:
     authority = request.headers.get("Host", "")
     name = _host_name(f"//{authority}")
-    if not _is_known(name, host=host, allowed_hosts=allowed_hosts):
+    if not _is_known(name, host=self.host, allowed_hosts=self.allowed_hosts):
       return _error(403, "The page is not served under this host name; see --allowed_hosts.")
     origin = request.headers.get("Origin")
     if origin not in (None, f"http://{authority}", f"https://{authority}"):
       return _error(403, "Pages of other origins may not call this one.")
     return await handler(request)
 
-  application = web.Application(client_max_size=_MAX_REQUEST_BYTES, middlewares=[refuse_strangers])
-  application.cleanup_ctx.append(session)
-  application.on_response_prepare.append(add_headers)
-  application.router.add_routes([web.get(path, file) for path in _FILES])
-  application.router.add_get("/v1/models/{call:.+}", forward)
-  application.router.add_post("/v1/models/{call:.+}", forward)
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+  del request
+  response.headers.update(_HEADERS)
+
+
+def make_app(
+  rest: str,
+  *,
+  model_name: str = signatures.MODEL_NAME,
+  timeout_secs: float = 30.0,
+  host: str = "localhost",
+  allowed_hosts: Collection[str] = (),
+) -> web.Application:
+  """Makes an application with the page at / and the REST API of `rest` under /v1/models/.
+
+  Args:
+    rest: URL of the model server, without /v1.
+    model_name: the model that the page queries.
+    timeout_secs: time limit of a call to the model server.
+    host: the address on which the application listens.
+    allowed_hosts: host names, in addition to localhost and `host`, under which browsers may open
+      the page.
+  """
+  page = _Page(rest, model_name, timeout_secs, host, allowed_hosts)
+  application = web.Application(
+    client_max_size=_MAX_REQUEST_BYTES, middlewares=[page.refuse_strangers]
+  )
+  application.cleanup_ctx.append(page.session)
+  application.on_response_prepare.append(_add_headers)
+  application.router.add_routes([web.get(path, page.file) for path in _FILES])
+  application.router.add_get("/v1/models/{call:.+}", page.forward)
+  application.router.add_post("/v1/models/{call:.+}", page.forward)
   return application
 
 
