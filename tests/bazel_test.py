@@ -169,9 +169,9 @@ def unpinned(package: str) -> list[str]:
 
 
 def peer_packages() -> set[str]:
-  """Packages that the environments of the benchmarks' peers pin."""
+  """Modules that the environments of the benchmarks' peers pin; faiss-cpu is imported as faiss."""
   pins = (pin for pins in environments.PINS.values() for pin in pins)
-  return {normalised(Requirement(pin).name) for pin in pins}
+  return {normalised(Requirement(pin).name).removesuffix("-cpu") for pin in pins}
 
 
 @functools.cache

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from benchmarks.wikipedia_size import measuring
-from realm_tf.storage import artifacts
-from serving import client, signatures
+from realm_tf.storage import artifacts, json_lines
 from serving.remote import Client
 
+MODEL, RETRIEVE = "realm", "retrieve"
 _START_SECS = 900
 NEW = "Quillonian Weir"  # in no other text
 
@@ -62,13 +62,13 @@ def _server(output: str) -> Iterator[tuple[Client, measuring.Peak, float]]:
       "-m",
       "serving.model_server",
       f"--port={port}",
-      f"--model_name={signatures.MODEL_NAME}",
+      f"--model_name={MODEL}",
       f"--model_base_path={os.path.abspath(output)}",
     ]
   )
   try:
     with measuring.Peak(process.pid) as peak:
-      stub = Client(f"localhost:{port}", timeout_secs=_START_SECS)
+      stub = Client(f"localhost:{port}", model_name=MODEL, timeout_secs=_START_SECS)
       _retrieve(stub, "is it there")  # waits until it is
       yield stub, peak, time.monotonic() - started
   finally:
@@ -78,13 +78,14 @@ def _server(output: str) -> Iterator[tuple[Client, measuring.Peak, float]]:
 
 def _retrieve(stub: Client, question: str) -> list[str]:
   """Returns the titles of the passages that a server finds, best first."""
-  found = stub.predict(signatures.RETRIEVE.name, {"question": [question]})
+  found = stub.predict(RETRIEVE, {"question": [question]})
   return found["title"][0].tolist()
 
 
 def serve(output: str, questions: str, num: int) -> dict:
   """Answers questions over gRPC, one after another."""
-  texts = [text for text, _ in client.read_questions(questions)]
+  with open(questions, "rb") as file:
+    texts = [record.row["question"] for record in json_lines.read(file) if record.row]
   texts = list(itertools.islice(itertools.cycle(texts), num))
   with _server(output) as (stub, peak, start_secs):
     secs = []
