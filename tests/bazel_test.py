@@ -171,7 +171,7 @@ def unpinned(package: str) -> list[str]:
 def peer_packages() -> set[str]:
   """Modules that the environments of the benchmarks' peers pin; faiss-cpu is imported as faiss."""
   pins = (pin for pins in environments.PINS.values() for pin in pins)
-  return {normalised(Requirement(pin).name).removesuffix("-cpu") for pin in pins}
+  return {normalised(Requirement(pin).name.removesuffix("-cpu")) for pin in pins}
 
 
 @functools.cache
