@@ -146,7 +146,8 @@ def _contents(path: str) -> pa.Buffer:
   if not os.stat(path).st_size:
     return pa.py_buffer(b"")  # cannot be mapped
   with pa.memory_map(path) as file:
-    return file.read_buffer()  # outlives the open file
+    start = file.read_buffer(1)  # Arrow makes the system read ahead all that is asked for
+    return pa.foreign_buffer(start.address, file.size(), base=start)  # outlives the open file
 
 
 def _local_copies(folder: str, info: Mapping, names: Sequence[str]) -> dict[str, str]:
