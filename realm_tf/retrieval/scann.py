@@ -50,13 +50,8 @@ class ScannSearcher(ApproximateSearcher):
   ) -> "ScannSearcher":
     num_rows, scann_ops = len(embeddings), _scann_ops()
     if num_rows < approximate.MIN_ROWS:  # too few to train the codebooks well
-      state = (
-        scann_ops.builder(embeddings, 1, "dot_product")
-        .score_brute_force()
-        .build()
-        .serialize_to_module()
-      )
-      return cls(state, num_rows=num_rows, num_leaves=0, widths=(), num_queries=0)
+      searcher = scann_ops.builder(embeddings, 1, "dot_product").score_brute_force().build()
+      return cls(_state_of(searcher), num_rows=num_rows, num_leaves=0, widths=(), num_queries=0)
     num_leaves = approximate.num_leaves_of(config, num_rows)
     samples = approximate.samples(embeddings, queries)  # before ScaNN allocates memory
     builder = scann_ops.builder(embeddings, 1, "dot_product")
@@ -85,7 +80,7 @@ class ScannSearcher(ApproximateSearcher):
       reorder_times=_REORDER_TIMES,
     )
     return cls(
-      searcher.serialize_to_module(),
+      _state_of(searcher),
       num_rows=num_rows,
       num_leaves=num_leaves,
       widths=widths,
@@ -126,6 +121,16 @@ class ScannSearcher(ApproximateSearcher):
     return tf.pad(numbers, padding, constant_values=NULL_PASSAGE), tf.pad(
       scores, padding, constant_values=-np.inf
     )
+
+
+def _state_of(searcher) -> tf.Module:
+  """Returns the tensors of a searcher of `scann_ops`, and frees the searcher itself.
+
+  TensorFlow would keep it until the process ends.
+  """
+  state = searcher.serialize_to_module()
+  tf.raw_ops.DestroyResourceOp(resource=searcher.searcher_handle)
+  return state
 
 
 def _scann_ops():

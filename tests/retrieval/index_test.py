@@ -338,3 +338,23 @@ def test_the_message_about_a_value_counts_the_segments_before(tmp_path):
   for searcher in ("exact", "partitioned"):
     with pytest.raises(artifacts.ArtifactError, match="the embedding of passage 13 in .* finite"):
       index.build(str(tmp_path), IndexConfig(searcher=searcher), num_rows=20)
+
+
+@pytest.mark.parametrize("num_rows", [300, 5000])
+def test_a_built_scann_searcher_is_freed(monkeypatch, num_rows):
+  """Otherwise an index of many segments would need memory for all of their searchers."""
+  from scann.scann_ops.py import scann_ops
+
+  made, create = [], scann_ops.create_searcher
+
+  def recording(*args, **options):
+    made.append(create(*args, **options))
+    return made[-1]
+
+  monkeypatch.setattr(scann_ops, "create_searcher", recording)
+  rows = np.random.default_rng(0).standard_normal([num_rows, 8]).astype(np.float32)
+  searcher = index.build_approximate(rows, IndexConfig(searcher="scann"), rows[:20])
+  (handle,) = made
+  with pytest.raises(tf.errors.NotFoundError):
+    handle.search_batched(rows[:2], final_num_neighbors=1)
+  assert searcher.search(tf.constant(rows[:2]), 1).numbers.shape == (2, 1)
