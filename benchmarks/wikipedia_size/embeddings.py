@@ -17,7 +17,7 @@ from realm_tf.retrieval.index_config import IndexConfig
 from realm_tf.storage import artifacts, paths, publishing
 
 NUM = 8  # passages searched for
-_NOISE = 0.3  # of a copy's embedding, in standard deviations of the real ones
+_MEASURED_ROWS = 256  # whose nearest neighbours are looked for
 _NUM_QUERIES = 2000  # every other one measures recall; widths are chosen with the rest
 _BATCHES = (1, 32)
 
@@ -45,12 +45,14 @@ def embed(snapshot: str, source: str, output: str) -> dict:
 def write(real: str, output: str, num_rows: int) -> None:
   """Writes the embedding files of the large corpus, and of some queries.
 
-  Those of the first copy are the real ones; to the others noise is added, so that the embeddings
-  have the clusters and the norms of real ones.
+  Those of the first copy are the real ones. To the others noise is added that moves them as far as
+  the nearest neighbour of a real one is, so that they have the clusters and the density of a larger
+  corpus, and no near copies.
   """
   found = np.load(real)
   rows, queries = found["embeddings"], found["queries"][::2]
-  noise = _NOISE * rows.std(axis=0)
+  spreads = rows.std(axis=0)
+  noise = spreads * _nearest(rows) / np.linalg.norm(spreads)
   os.makedirs(output, exist_ok=True)
   num_segments = -(-num_rows // corpus.SIZES.segment)
   for segment, number, size in corpus.SIZES.shards(num_rows):
@@ -64,6 +66,17 @@ def write(real: str, output: str, num_rows: int) -> None:
     index.write_shard(path, made)
     if number == 0:  # as many as embed_passages draws from a segment of such a corpus
       index.write_shard(index.queries_path(path), queries[segment::num_segments])
+
+
+def _nearest(rows: np.ndarray) -> float:
+  """Returns the median distance between an embedding and the one nearest to it."""
+  drawn = np.random.default_rng(0).choice(len(rows), min(_MEASURED_ROWS, len(rows)), replace=False)
+  found = []
+  for row in drawn:
+    distances = np.linalg.norm(rows - rows[row], axis=1)
+    distances[row] = np.inf
+    found.append(distances.min())
+  return float(np.median(found))
 
 
 def build(embeddings: str, snapshot: str, folder: str, output: str, searcher: str) -> dict:
