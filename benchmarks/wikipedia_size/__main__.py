@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from realm_tf import cli
+from realm_tf.retrieval.index_config import REORDER_TYPES
 
 if __name__ == "__main__":
   flags.DEFINE_string("passages", None, "Real passages.", required=True)
@@ -25,6 +26,7 @@ if __name__ == "__main__":
   flags.DEFINE_string("folder", None, "Folder to write to, empty or new.", required=True)
   flags.DEFINE_integer("rows", 13_353_718, "Number of passages.", lower_bound=1)
   flags.DEFINE_list("searchers", ["scann", "partitioned"], "Searchers; the first one is served.")
+  flags.DEFINE_enum("reorder_type", "int8", REORDER_TYPES, "What ScaNN computes scores from.")
   flags.DEFINE_integer("num_questions", 1000, "Questions to ask.", lower_bound=1)
   flags.DEFINE_integer("num_added", 10_000, "Passages to add at the end; 0: none.", lower_bound=0)
   cli.start("benchmarks.wikipedia_size.__main__")
@@ -87,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
       folder=large,
       output=at(searcher),
       searcher=searcher,
+      reorder_type=args.reorder_type,
     )
     steps.run(
       f"search with {searcher}",
@@ -113,6 +116,7 @@ def main(argv: Sequence[str]) -> None:
       serving_steps.update,
       output=at("servable"),
       snapshot=snapshot,
+      reorder_type=args.reorder_type,
       num=args.num_added,
       **where,
     )

@@ -79,9 +79,11 @@ def _nearest(rows: np.ndarray) -> float:
   return float(np.median(found))
 
 
-def build(embeddings: str, snapshot: str, folder: str, output: str, searcher: str) -> dict:
+def build(
+  embeddings: str, snapshot: str, folder: str, output: str, searcher: str, reorder_type: str
+) -> dict:
   """Publishes an index, with the searcher of each segment."""
-  config = IndexConfig(searcher=searcher, recall=0.99)
+  config = IndexConfig(searcher=searcher, recall=0.99, reorder_type=reorder_type)
   num_rows = artifacts.read_info(folder)["counts"]["passages"]
   with publishing.publish(
     output,

@@ -119,7 +119,14 @@ def _modified(folder: str, names: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def update(
-  workdir: str, passages: str, snapshot: str, index: str, output: str, searcher: str, num: int
+  workdir: str,
+  passages: str,
+  snapshot: str,
+  index: str,
+  output: str,
+  searcher: str,
+  reorder_type: str,
+  num: int,
 ) -> dict:
   """Adds passages, embeds and exports them, and asks a server about one of them."""
   folder = os.path.dirname(passages)
@@ -143,6 +150,7 @@ def update(
     f"--passages={passages}",
     f"--output={index}",
     f"--searcher={searcher}",
+    f"--reorder_type={reorder_type}",
     "--recall=0.99",
     "--nojit_compile",
   )

@@ -6,6 +6,7 @@ from realm_tf.errors import UserError
 
 SEARCHERS = ("exact", "partitioned", "scann")
 ROW_TYPES = ("int8", "bfloat16")
+REORDER_TYPES = ("float32", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,9 @@ class IndexConfig:
       requested passages. None means the fewest that give the wanted recall.
     row_type: type of the numbers that "partitioned" searches: "int8", or "bfloat16", which takes
       twice the memory and is more precise.
+    reorder_type: type of the numbers that "scann" computes the scores of the best candidates from:
+      "float32", or "int8", which takes a quarter of the memory, and gives scores within about one
+      percent.
     dimensions_per_block: dimensions that share a code of ScaNN's asymmetric hashing.
     mixed_precision: whether embeddings are computed in bfloat16.
 
@@ -37,11 +41,17 @@ class IndexConfig:
   leaves_to_search: int | None = None
   reorder: int | None = None
   row_type: str = "int8"
+  reorder_type: str = "float32"
   dimensions_per_block: int = 2
   mixed_precision: bool = False
 
   def __post_init__(self):
-    for name, allowed in (("searcher", SEARCHERS), ("row_type", ROW_TYPES)):
+    enums = (
+      ("searcher", SEARCHERS),
+      ("row_type", ROW_TYPES),
+      ("reorder_type", REORDER_TYPES),
+    )
+    for name, allowed in enums:
       if getattr(self, name) not in allowed:
         raise UserError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}.")
     if not 0 < self.recall <= 1:

@@ -31,7 +31,8 @@ _REORDER_TIMES = (
 class ScannSearcher(ApproximateSearcher):
   """Searches by ScaNN (Guo et al. 2020).
 
-  ScaNN uses partitions, anisotropic codes, and exact scores for the best candidates.
+  ScaNN uses partitions, anisotropic codes, and scores of the best candidates that are exact, unless
+  these are computed in int8.
 
   Args:
     state: the searcher's tensors, as `scann_ops` serialises them.
@@ -59,16 +60,24 @@ class ScannSearcher(ApproximateSearcher):
       num_leaves, num_leaves, training_sample_size=min(num_rows, approximate.SAMPLE_ROWS)
     )
     builder.score_ah(config.dimensions_per_block, anisotropic_quantization_threshold=0.2)
-    searcher = builder.reorder(_REORDER_TIMES[0]).build()
+    quantize = config.reorder_type == "int8"
+    searcher = builder.reorder(_REORDER_TIMES[0], quantize=quantize).build()
 
     def scores_of(queries, num, leaves, reorder):
-      _, scores = searcher.search_batched_parallel(
-        queries,
-        final_num_neighbors=num,
-        pre_reorder_num_neighbors=reorder,
-        leaves_to_search=leaves,
+      numbers, scores = (
+        part.numpy()
+        for part in searcher.search_batched_parallel(
+          queries,
+          final_num_neighbors=num,
+          pre_reorder_num_neighbors=reorder,
+          leaves_to_search=leaves,
+        )
       )
-      scores = np.nan_to_num(scores.numpy(), nan=-np.inf)
+      found = ~np.isnan(scores)
+      if quantize:  # its scores are not exact
+        rows = embeddings[np.where(found, numbers, 0)]  # [Q, num, D]
+        scores = np.einsum("qd,qnd->qn", queries, rows)
+      scores = np.where(found, scores, -np.inf)
       return np.pad(scores, [[0, 0], [0, num - scores.shape[1]]], constant_values=-np.inf)
 
     widths = approximate.choose_widths(

@@ -49,7 +49,7 @@ def test_an_index_of_the_corpus_is_searched(toy, large, tmp_path, monkeypatch, s
   num = found["passages"]
   embeddings.write(real, rows, ROWS)
   embeddings.exact(rows, real, str(tmp_path / "exact.npz"))
-  embeddings.build(rows, snapshot, large, folder, searcher)
+  embeddings.build(rows, snapshot, large, folder, searcher, reorder_type="float32")
   got = embeddings.search(folder, real, str(tmp_path / "exact.npz"))
   assert got["recall@8"] == 1.0, got
   read = index.read_embeddings(folder, num_rows=ROWS)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from realm_tf.corpus.candidates import NULL_PASSAGE
 from realm_tf.retrieval import approximate, exact, index
 from realm_tf.retrieval.index_config import IndexConfig
+from realm_tf.retrieval.scann import ScannSearcher
 from realm_tf.storage import artifacts, publishing
 from tests.folders import publish_index
 
@@ -223,6 +224,7 @@ def test_one_searcher_serves_every_width(kind, clustered):
     ({"reorder": 0}, "reorder is 0; wanted at least 1"),
     ({"searcher": "fast"}, "searcher is 'fast'; use one of exact, partitioned, scann"),
     ({"row_type": "int4"}, "row_type is 'int4'; use one of int8, bfloat16"),
+    ({"reorder_type": "int4"}, "reorder_type is 'int4'; use one of float32, int8"),
     ({"num_leaves": 5, "leaves_to_search": 6}, "leaves_to_search is 6 of 5 leaves"),
   ],
 )
@@ -358,3 +360,23 @@ def test_a_built_scann_searcher_is_freed(monkeypatch, num_rows):
   with pytest.raises(tf.errors.NotFoundError):
     handle.search_batched(rows[:2], final_num_neighbors=1)
   assert searcher.search(tf.constant(rows[:2]), 1).numbers.shape == (2, 1)
+
+
+def test_scann_with_int8_scores_takes_less_memory_and_finds_as_much(clustered, tmp_path):
+  rows, queries = clustered
+  sizes, found = {}, {}
+  for reorder_type in ("float32", "int8"):
+    config = IndexConfig(searcher="scann", recall=0.95, reorder_type=reorder_type)
+    searcher = index.build_approximate(rows, config, queries)
+    folder = str(tmp_path / reorder_type)
+    searcher.save(folder)
+    sizes[reorder_type] = sum(file.stat().st_size for file in (tmp_path / reorder_type).rglob("*"))
+    found[reorder_type] = ScannSearcher.load(folder, **searcher.settings).search(
+      tf.constant(queries), 10
+    )
+  assert sizes["float32"] - sizes["int8"] > 0.6 * rows.nbytes, sizes
+  exact = np.sort(queries @ rows.T, axis=1)[:, ::-1][:, :10]
+  np.testing.assert_allclose(found["int8"].scores, exact, rtol=0.03)
+  pairs = zip(found["float32"].numbers, found["int8"].numbers, strict=True)
+  same = [np.isin(*pair).mean() for pair in pairs]
+  assert np.mean(same) > 0.9, "nearly the same passages"
