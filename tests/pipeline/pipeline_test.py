@@ -297,7 +297,9 @@ def test_own_corpus_from_a_published_encoder(tmp_path):
   The reader stays small and has the encoder's vocabulary.
   """
   config = own_corpus.get_config(str(tmp_path))
-  assert config.encoder.preset == config.corpus.vocab == str(tmp_path) and config.ict.steps == 0
+  assert config.encoder.preset == config.corpus.vocab == str(tmp_path)
+  assert config.ict.title_share == 1.0, "the encoder reads titles"
+  assert config.recurring_spans.steps == 0 and config.realm.init == config.ict.workdir
   assert config.reader_encoder.preset == "" and config.reader_encoder.hidden_dim == 128
   assert own_corpus.get_config("tests/conftest.py").encoder.preset.endswith("tests/conftest.py")
   assert own_corpus.get_config("absl/flags").encoder.preset == os.path.join(
@@ -305,7 +307,9 @@ def test_own_corpus_from_a_published_encoder(tmp_path):
   )
   assert own_corpus.get_config("no_such_package/model").encoder.preset == "no_such_package/model"
   scratch = own_corpus.get_config()
-  assert scratch.encoder.preset == "" and scratch.ict.steps > 0
+  assert scratch.encoder.preset == "" and scratch.ict.title_share == 0.0
+  assert scratch.recurring_spans.steps > 0
+  assert scratch.realm.init == scratch.recurring_spans.workdir
   scratch.encoder.hidden_dim = 32
   assert scratch.reader_encoder.hidden_dim == 32, "the same settings"
 

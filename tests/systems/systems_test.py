@@ -128,7 +128,9 @@ def test_a_users_first_five_lines(workdirs):
   )
   assert answer.text and answer.passage.text[answer.start : answer.end] == answer.text
   assert len(found) == 5 and all(passage.title and passage.text for passage in found)
-  assert filling.text == f"The Gorneth flows into the sea near {filling.words[0]}."
+  # a word piece such as ##s, which a model this small may predict, continues the word before it
+  filled = f"The Gorneth flows into the sea near {filling.words[0]}."
+  assert filling.text == filled.replace(" ##", "")
   assert repr(answer).startswith(f"Answer(text={answer.text!r}, score=")
   assert repr(filling).startswith(f"Filling(text={filling.text!r}, words=(")
   assert max(len(repr(one)) for one in (answer, system, *found)) < 400
