@@ -137,7 +137,7 @@ def get_config(preset: str = ""):
     # min. and max. words of the query, a random run of the sentence; (): the whole sentence
     query_words=() if fresh else (5, 16),
     # share of the queries that begin with the title of their passage. A published encoder forgets
-    # titles if no query shows one; use 0.0 with title_length=0
+    # titles if no query shows one
     title_share=0.0 if fresh else 1.0,
     # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
     eval_every=100 if fresh else 0,

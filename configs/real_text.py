@@ -144,7 +144,7 @@ def get_config(name: str):
     query_words=() if fresh else (5, 16),
     # share of the queries that begin with the title of their passage; a retriever that reads titles
     # forgets them if no query shows one
-    title_share=0.0 if fresh or corpus == "covid" else 1.0,
+    title_share=0.0 if fresh else 1.0,
     # steps between measuring held-out recall, to publish the best snapshot; 0: publish the last
     eval_every=100 if fresh else 0,
     log_every=50 if fresh else 20,  # steps between lines of metrics

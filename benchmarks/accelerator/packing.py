@@ -13,6 +13,7 @@ from realm_tf.checkpoints import published_models
 from realm_tf.corpus import metrics, passages
 from realm_tf.corpus.candidates import NULL_PASSAGE
 from realm_tf.corpus.passages import PassageTable
+from realm_tf.examples.packing import title_room
 from realm_tf.examples.sentences import sentence_ranges
 from realm_tf.retrieval import bm25
 from realm_tf.spans import rules
@@ -96,8 +97,7 @@ def pack(
 
 def _corpus(table: PassageTable, *, length: int, title_length: int | None) -> dict[str, np.ndarray]:
   """Returns titles, texts and sentences, cut as in `examples.packing`."""
-  half = (length - passages.SPECIAL_TOKENS) // 2
-  most = half if title_length is None else min(half, title_length)
+  most = title_room(length, title_length)
   numbers: dict[str, int] = {}
   titles, title_of, texts, starts, counts = [], [], [], [], []
   for number, title in enumerate(table.titles):

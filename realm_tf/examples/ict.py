@@ -9,7 +9,13 @@ from realm_tf import errors
 from realm_tf.corpus.passages import PassageTable
 from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.examples.epochs import epoch_rows
-from realm_tf.examples.packing import gather_passages, pack_passages, pack_queries, query_room
+from realm_tf.examples.packing import (
+  gather_passages,
+  pack_passages,
+  pack_queries,
+  query_room,
+  title_room,
+)
 from realm_tf.examples.sentences import crop, sentence_ranges
 from realm_tf.storage.columns import Ragged
 
@@ -40,8 +46,9 @@ class IctExamples:
     removal_rate: probability that the sentence is removed from its passage (0.9 as published).
     query_words: fewest and most words of the query, which is then a random run of words of the
       sentence; if empty, the query is the whole sentence, as published.
-    title_share: share of the queries that begin with the passage's title (0 as published). A run of
-      words seldom names what its passage is about, but many questions do.
+    title_share: share of the queries that begin with the passage's title, as much of it as a packed
+      passage has (0 as published). A run of words seldom names what its passage is about, but many
+      questions do.
   """
 
   def __init__(
@@ -95,7 +102,8 @@ class IctExamples:
         query = query[crop(~self.tokenizer.continues[query], self.query_words, rng)]
       if self.title_share and rng.random() < self.title_share:
         room = max(query_room(self.query_length) - len(query), 0)
-        query = np.concatenate([self.table.title_ids[number][:room], query])
+        shown = min(room, title_room(self.passage_length, self.title_length))
+        query = np.concatenate([self.table.title_ids[number][:shown], query])
       queries.append(query)
       texts.append(np.delete(ids, np.s_[starts[pick] : ends[pick]]) if remove else ids)
       numbers.append(number)

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from realm_tf.corpus.candidates import NULL_PASSAGE
-from realm_tf.corpus.passages import PassageTable
+from realm_tf.corpus.passages import SPECIAL_TOKENS, PassageTable
 from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.storage import artifacts
 from realm_tf.storage.columns import Chunk, Ragged, splits_of
@@ -32,6 +32,15 @@ class Packed(NamedTuple):
 
   token_ids: tf.Tensor
   segment_ids: tf.Tensor
+
+
+def title_room(length: int, title_length: int | None) -> int:
+  """Returns how many word pieces of a title fit into a packed passage of `length`.
+
+  This is half of the room, and at most `title_length` if that is given.
+  """
+  half = (length - SPECIAL_TOKENS) // 2
+  return half if title_length is None else min(half, title_length)
 
 
 def query_room(length: int) -> int:
@@ -56,17 +65,9 @@ def pack_passages(
 ) -> Packed:
   """Packs `[CLS] title [SEP] text [SEP]` for the passage tower.
 
-  Titles get at most half of the room, and at most `title_length` word pieces if that is given; the
-  text gets the rest.
+  Titles get at most `title_room`; the text gets the rest.
   """
-  half = (length - 3) // 2
-  return _pack_two(
-    title_ids,
-    text_ids,
-    tokenizer,
-    length,
-    most=half if title_length is None else min(half, title_length),
-  )
+  return _pack_two(title_ids, text_ids, tokenizer, length, most=title_room(length, title_length))
 
 
 @_graph

@@ -342,6 +342,21 @@ def test_ict_queries_may_begin_with_the_title(tokenizer, ict_table, title_share)
   assert abs(np.mean(titled) - title_share) < 0.1
 
 
+def test_ict_queries_show_no_title_that_passages_do_not_show(tokenizer, ict_table):
+  data = IctExamples(
+    ict_table,
+    tokenizer=tokenizer,
+    query_length=20,
+    passage_length=40,
+    title_length=0,
+    title_share=1.0,
+  )
+  for step in range(3):
+    drawn = data.draw(step, batch_size=8, seed=3)
+    for query, number in zip(drawn.queries, drawn.numbers, strict=True):
+      assert query.tolist() in sentences_of(ict_table, number), "a sentence alone"
+
+
 def test_ict_batch_is_a_pure_function_of_step_and_seed(tokenizer, ict_table):
   def make():
     return IctExamples(ict_table, tokenizer=tokenizer, query_length=20, passage_length=40)
