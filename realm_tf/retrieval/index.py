@@ -204,9 +204,7 @@ def build_segment(folder: str, config: IndexConfig, number: int) -> None:
   Raises:
     ArtifactError: an embedding is not finite.
   """
-  parts = _segments(folder)
-  before = [path for other, shards in parts if other < number for path in shards]
-  shards, first = dict(parts)[number], sum(shard_shape(path)[0] for path in before)
+  shards, first = dict(_segments(folder))[number], _first_passage(folder, number)
   if config.searcher == "exact":
     for path in shards:
       first += len(_read_finite(path, first=first))
@@ -219,6 +217,12 @@ def build_segment(folder: str, config: IndexConfig, number: int) -> None:
   searcher = build_approximate(_read_shards(shards, first=first), config, read_queries(shards))
   searcher.save(state)
   artifacts.write_text(os.path.join(state, _SETTINGS), json.dumps(searcher.settings) + "\n")
+
+
+def _first_passage(folder: str, segment: int) -> int:
+  """Returns the number of the first passage of a segment."""
+  before = [shards for number, shards in _segments(folder) if number < segment]
+  return sum(shard_shape(path)[0] for path in itertools.chain(*before))
 
 
 def _state(kind: str, segment: int) -> str:
@@ -348,10 +352,11 @@ def _load_segment(
 ) -> PartSearcher:
   """Opens the searcher of a segment."""
   if kind == "exact":
-    return ExactSearcher(_read_shards(shards))
+    return ExactSearcher(_read_shards(shards, first=_first_passage(folder, number)))
   name, settings = _state(kind, number), info["searchers"][str(number)]
   integrity.check_digests(folder, [file for file in info["files"] if file.startswith(f"{name}/")])
   state = os.path.join(folder, name)
   if kind == "scann":
     return ScannSearcher.load(state, **settings)
-  return PartitionedSearcher.load(state, _read_shards(shards), **settings)
+  embeddings = _read_shards(shards, first=_first_passage(folder, number))
+  return PartitionedSearcher.load(state, embeddings, **settings)
