@@ -34,8 +34,8 @@ def define() -> None:
     "reorder_type",
     IndexConfig.reorder_type,
     REORDER_TYPES,
-    "Type of the numbers from which --searcher=scann computes scores; int8 takes a quarter of the "
-    "memory, and is less precise.",
+    "Type of the numbers from which --searcher=scann computes scores; int8 takes one byte a "
+    "number instead of four, and is less precise.",
   )
   flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
   flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")

@@ -26,8 +26,8 @@ class IndexConfig:
     row_type: type of the numbers that "partitioned" searches: "int8", or "bfloat16", which takes
       twice the memory and is more precise.
     reorder_type: type of the numbers that "scann" computes the scores of the best candidates from:
-      "float32", or "int8", which takes a quarter of the memory, and gives scores within about one
-      percent.
+      "float32", or "int8", which needs one byte a number instead of four, and whose scores are not
+      exact.
     dimensions_per_block: dimensions that share a code of ScaNN's asymmetric hashing.
     mixed_precision: whether embeddings are computed in bfloat16.
 
