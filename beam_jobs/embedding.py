@@ -63,10 +63,18 @@ class EmbedShard(beam.DoFn):
     snapshot: the snapshot folder.
     how: the other arguments of `Embedder`.
     share_queried: share of the passages for which one sentence is embedded as a query.
+    embedding_type: see `IndexConfig`.
   """
 
-  def __init__(self, snapshot: str, how: Mapping[str, int | bool], share_queried: float):
+  def __init__(
+    self,
+    snapshot: str,
+    how: Mapping[str, int | bool],
+    share_queried: float,
+    embedding_type: str,
+  ):
     self.snapshot, self.how, self.share_queried = snapshot, how, share_queried
+    self.embedding_type = embedding_type
 
   def setup(self):
     self.counters = {
@@ -103,7 +111,8 @@ class EmbedShard(beam.DoFn):
     empty = [np.empty([0, embedder.retriever.dim])]
     if self.share_queried:  # first: a resumed job skips shards whose embeddings exist
       index.write_shard(index.queries_path(shard.target), np.concatenate(queries or empty))
-    index.write_shard(shard.target, np.concatenate(parts or empty))
+    rows = np.concatenate(parts or empty)
+    index.write_shard(shard.target, rows, embedding_type=self.embedding_type)
     yield segments.number_of(shard.target)
 
 
@@ -293,7 +302,7 @@ def _run(
         pipeline
         | beam.Create(missing)
         | beam.Reshuffle()
-        | beam.ParDo(EmbedShard(snapshot, how, share_queried))
+        | beam.ParDo(EmbedShard(snapshot, how, share_queried, config.embedding_type))
       )
       if config.searcher != "exact":
         # Each segment once, when all files have been written.

@@ -2,13 +2,25 @@
 
 from absl import flags
 
-from realm_tf.retrieval.index_config import REORDER_TYPES, ROW_TYPES, SEARCHERS, IndexConfig
+from realm_tf.retrieval.index_config import (
+  EMBEDDING_TYPES,
+  REORDER_TYPES,
+  ROW_TYPES,
+  SEARCHERS,
+  IndexConfig,
+)
 
 
 def define() -> None:
   """Defines the flags shared by the jobs that make an index."""
   flags.DEFINE_enum(
     "searcher", "exact", SEARCHERS, "The searcher; exact needs only the embeddings."
+  )
+  flags.DEFINE_enum(
+    "embedding_type",
+    IndexConfig.embedding_type,
+    list(EMBEDDING_TYPES),
+    "Type in which embeddings are stored and searched; float16 and bfloat16 take half the memory.",
   )
   flags.DEFINE_float(
     "recall",
@@ -46,6 +58,7 @@ def config_of(args: flags.FlagValues) -> IndexConfig:
   """Returns the index config given by the flags of `define`."""
   return IndexConfig(
     searcher=args.searcher,
+    embedding_type=args.embedding_type,
     recall=args.recall,
     num_leaves=args.num_leaves,
     leaves_to_search=args.leaves_to_search,

@@ -258,7 +258,7 @@ def read_index(folder: str) -> Tensor:
       for path, (first, last) in zip(paths, itertools.pairwise(starts), strict=True)
       if first < stop and start < last
     ]
-    return np.concatenate(parts)
+    return np.concatenate(parts).astype(np.float32)
 
   return Tensor((int(starts[-1]), shapes[0][1]), folder, rows)
 

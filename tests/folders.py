@@ -87,7 +87,8 @@ def publish_index(folder, rows, *, config=None, num_shards=3, passages=None, sna
     folder, kind=index.KIND, config=dataclasses.asdict(config), inputs=inputs
   ) as staged:
     for i, part in enumerate(np.array_split(rows, num_shards)):
-      index.write_shard(os.path.join(staged.path, index.shard_name(i, num_shards)), part)
+      path = os.path.join(staged.path, index.shard_name(i, num_shards))
+      index.write_shard(path, part, embedding_type=config.embedding_type)
     staged.details = index.build(staged.path, config, num_rows=len(rows))
     staged.counts = {"passages": len(rows)}
   return folder

@@ -111,7 +111,7 @@ class QaExamples:
     if self.embeddings is None:
       made["beam_scores"] = found.scores
     else:
-      made["beam_embeddings"] = self.embeddings[found.numbers]
+      made["beam_embeddings"] = self.embeddings[found.numbers].astype(np.float32)
     if self.passage_length:
       packed = packing.pack_passages(
         titles,

@@ -88,7 +88,7 @@ class ApproximateSearcher(tf.Module):
     few thousand rows, all of them are scored exactly instead.
 
     Args:
-      embeddings: [N, D] float32.
+      embeddings: [N, D] float32, float16 or bfloat16.
       config: configuration of the index.
       queries: [Q, D] float32, similar to those of later searches; None makes the search as wide as
         possible.
@@ -191,12 +191,13 @@ def samples(embeddings: np.ndarray, queries: np.ndarray | None) -> list[Sample]:
 def _best_scores(embeddings: np.ndarray, queries: np.ndarray, num: int) -> np.ndarray:
   """Returns the `num` highest inner products of each query, descending: [Q, num].
 
-  The rows are not copied.
+  At most `SCORES_AT_ONCE` scores are held at once.
   """
   best = tf.zeros([len(queries), 0], tf.float32)
   block = max(SCORES_AT_ONCE // len(queries), num)
   for start in range(0, len(embeddings), block):
-    scores = tf.matmul(queries, embeddings[start : start + block], transpose_b=True)
+    rows = np.asarray(embeddings[start : start + block], np.float32)
+    scores = tf.matmul(queries, rows, transpose_b=True)
     both = tf.concat([best, scores], axis=1)
     best = tf.math.top_k(both, min(num, both.shape[1])).values
   return best.numpy()

@@ -10,6 +10,7 @@ from realm_tf.corpus.candidates import Found
 from realm_tf.storage import artifacts
 
 SCORES_AT_ONCE = 1 << 24  # 64 MiB of float32
+_CAST_AT_ONCE = 1 << 16  # rows that are made float32
 
 
 def check_num(num: int, num_rows: int) -> None:
@@ -29,7 +30,7 @@ class ExactSearcher(tf.Module):
   """Scores every passage, a block of rows at a time to bound memory.
 
   Args:
-    embeddings: [N, D] float32.
+    embeddings: [N, D] float32, float16 or bfloat16. Products are computed in float32.
   """
 
   def __init__(self, embeddings: np.ndarray):
@@ -61,10 +62,14 @@ class ExactSearcher(tf.Module):
   @tf.function(autograph=False, reduce_retracing=True)
   def _search(self, queries, num):
     batch = tf.shape(queries)[0]
-    block = tf.maximum(SCORES_AT_ONCE // tf.maximum(batch, 1), num)
+    block = SCORES_AT_ONCE // tf.maximum(batch, 1)
+    if self.embeddings.dtype != tf.float32:
+      block = tf.minimum(block, _CAST_AT_ONCE)
+    block = tf.maximum(block, num)
 
     def search_block(start, numbers, scores):
       rows = self.embeddings[start : start + block]  # no copy: a slice of whole rows
+      rows = tf.cast(rows, tf.float32)  # a copy, if they are of another type
       block_scores = tf.matmul(queries, rows, transpose_b=True)  # [B, block]
       best = tf.math.top_k(block_scores, tf.minimum(num, tf.shape(rows)[0]))
       scores = tf.concat([scores, best.values], axis=1)

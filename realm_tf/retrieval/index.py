@@ -1,9 +1,10 @@
 """Index folders for maximum inner product search: writing, building and loading.
 
 An index folder holds `embeddings-*.npy`, one file per record file of its passages and in the same
-order, so every index can be searched exactly. For another searcher it also holds that searcher's
-state, in a folder for each segment of the passages, and `queries-*.npy`, embedded sentences with
-which the width of its search was chosen. Like the passages, it lists the deleted ones.
+order, so every index can be searched exactly. Their type is float32, float16 or bfloat16. For
+another searcher the folder also holds that searcher's state, in a folder for each segment of the
+passages, and `queries-*.npy`, embedded sentences with which the width of its search was chosen.
+Like the passages, it lists the deleted ones.
 """
 
 import itertools
@@ -18,11 +19,11 @@ from realm_tf.corpus import segments
 from realm_tf.retrieval import approximate
 from realm_tf.retrieval.approximate import Width
 from realm_tf.retrieval.exact import ExactSearcher
-from realm_tf.retrieval.index_config import IndexConfig
+from realm_tf.retrieval.index_config import EMBEDDING_TYPES, IndexConfig
 from realm_tf.retrieval.partitioned import PartitionedSearcher
 from realm_tf.retrieval.scann import ScannSearcher
 from realm_tf.retrieval.segmented import SegmentedSearcher
-from realm_tf.storage import artifacts, integrity, paths
+from realm_tf.storage import array_files, artifacts, integrity, paths
 
 KIND = "index"
 PartSearcher = ExactSearcher | PartitionedSearcher | ScannSearcher  # of a segment
@@ -72,46 +73,48 @@ def queries_path(shard: str) -> str:
   return os.path.join(folder, f"queries-{name.removeprefix('embeddings-')}")
 
 
-def write_shard(path: str, embeddings: np.ndarray) -> None:
-  """Writes one file of embeddings ([n, D] float32) atomically."""
-  with paths.whole(path) as partial, artifacts.gfile.GFile(partial, "wb") as file:
-    np.save(file, np.asarray(embeddings, np.float32), allow_pickle=False)
+def write_shard(path: str, embeddings: np.ndarray, *, embedding_type: str = "float32") -> None:
+  """Writes one file of embeddings ([n, D], stored as `embedding_type`) atomically.
+
+  Raises:
+    UserError: an embedding is finite, but too large for this type.
+  """
+  with np.errstate(over="ignore"):
+    stored = embeddings.astype(EMBEDDING_TYPES[embedding_type])
+  if np.isfinite(embeddings).all() and not np.isfinite(stored).all():
+    raise artifacts.UserError(
+      f"an embedding has the number {np.abs(embeddings).max():.4g}, which is too large for "
+      f"{embedding_type}; use embedding_type bfloat16 or float32."
+    )
+  with paths.whole(path) as partial:
+    array_files.write(partial, stored)
 
 
 def read_shard(path: str) -> np.ndarray:
-  """Reads one file of embeddings: [n, D] float32.
+  """Reads one file of embeddings: [n, D] of one of `EMBEDDING_TYPES`.
 
   Raises:
     ArtifactError: the file has changed since it was published, or holds no such array.
   """
   folder, name = os.path.split(path)
   integrity.check_digests(folder, [name])
-  try:
-    with artifacts.gfile.GFile(path, "rb") as file:
-      rows = np.load(file, allow_pickle=False)
-  except (ValueError, EOFError, SyntaxError) as error:
-    raise artifacts.ArtifactError(f"{path!r} is not a NumPy array. {_AGAIN}") from error
-  if rows.ndim != 2 or rows.dtype != np.float32:
+  rows = array_files.read(path, advice=_AGAIN)
+  if rows.ndim != 2 or rows.dtype not in EMBEDDING_TYPES.values():
     raise artifacts.ArtifactError(
-      f"{path!r} holds an array {list(rows.shape)} of {rows.dtype}; wanted [n, D] of float32. "
-      f"{_AGAIN}"
+      f"{path!r} holds an array {list(rows.shape)} of {rows.dtype}; wanted [n, D] of "
+      f"{' or '.join(EMBEDDING_TYPES)}. {_AGAIN}"
     )
   return rows
 
 
 def shard_shape(path: str) -> tuple[int, int]:
   """Returns (rows, D) of one file of embeddings from its header."""
-  try:
-    with artifacts.gfile.GFile(path, "rb") as file:
-      np.lib.format.read_magic(file)
-      (rows, dim), _, _ = np.lib.format.read_array_header_1_0(file)
-  except (ValueError, EOFError, SyntaxError) as error:
-    raise artifacts.ArtifactError(f"{path!r} is not a NumPy array. {_AGAIN}") from error
+  (rows, dim), _ = array_files.header(path, advice=_AGAIN)
   return rows, dim
 
 
 def read_embeddings(folder: str, *, num_rows: int) -> np.ndarray:
-  """Reads all embeddings of a folder: [num_rows, D] float32; row i is passage i.
+  """Reads all embeddings of a folder: [num_rows, D] of their type; row i is passage i.
 
   Raises:
     ArtifactError: wrong number of rows, or a row that is not finite.
@@ -121,12 +124,13 @@ def read_embeddings(folder: str, *, num_rows: int) -> np.ndarray:
 
 
 def _read_shards(shards: Sequence[str], *, first: int = 0) -> np.ndarray:
-  """Reads embedding files: [N, D] float32, without a second copy of the whole.
+  """Reads embedding files: [N, D] of their type, without a second copy of the whole.
 
   `first` is the number of the first passage, for messages.
   """
-  shapes = [shard_shape(path) for path in shards]
-  embeddings, start = np.empty([sum(rows for rows, _ in shapes), shapes[0][1]], np.float32), 0
+  num_rows = sum(shard_shape(path)[0] for path in shards)
+  (_, dim), dtype = array_files.header(shards[0], advice=_AGAIN)
+  embeddings, start = np.empty([num_rows, dim], dtype), 0
   for path in shards:
     rows = _read_finite(path, first=first + start)
     embeddings[start : start + len(rows)] = rows
@@ -236,7 +240,7 @@ def build_approximate(
   """Builds the searcher of a config whose searcher is not "exact".
 
   Args:
-    embeddings: [N, D] float32.
+    embeddings: [N, D] float32, float16 or bfloat16.
     config: configuration of the index.
     queries: [Q, D] float32, to choose the width of the search with; None makes it as wide as
       possible.

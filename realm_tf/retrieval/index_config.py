@@ -2,11 +2,19 @@
 
 import dataclasses
 
+import ml_dtypes
+import numpy as np
+
 from realm_tf.errors import UserError
 
 SEARCHERS = ("exact", "partitioned", "scann")
 ROW_TYPES = ("int8", "bfloat16")
 REORDER_TYPES = ("float32", "int8")
+EMBEDDING_TYPES = {  # name → type
+  "float32": np.dtype(np.float32),
+  "float16": np.dtype(np.float16),
+  "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +23,9 @@ class IndexConfig:
 
   Attributes:
     searcher: "exact", "partitioned" or "scann".
-    recall: for the last two, the wanted share of the exact best k passages that a search for k
+    embedding_type: type in which the embeddings are stored and searched: "float32", or "float16" or
+      "bfloat16", which take half the memory. float16 is more precise; its largest number is 65,504.
+    recall: for all but "exact", the wanted share of the exact best k passages that a search for k
       finds, at any k.
     num_leaves: number of partitions of the embeddings; None means the square root of the number of
       embeddings.
@@ -36,6 +46,7 @@ class IndexConfig:
   """
 
   searcher: str = "exact"
+  embedding_type: str = "float32"
   recall: float = 0.98
   num_leaves: int | None = None
   leaves_to_search: int | None = None
@@ -48,6 +59,7 @@ class IndexConfig:
   def __post_init__(self):
     enums = (
       ("searcher", SEARCHERS),
+      ("embedding_type", EMBEDDING_TYPES),
       ("row_type", ROW_TYPES),
       ("reorder_type", REORDER_TYPES),
     )

@@ -17,10 +17,11 @@ from realm_tf.retrieval import approximate
 from realm_tf.retrieval.approximate import ApproximateSearcher, Width
 from realm_tf.retrieval.exact import SCORES_AT_ONCE, ExactSearcher
 from realm_tf.retrieval.index_config import IndexConfig
-from realm_tf.storage import artifacts
+from realm_tf.storage import array_files, artifacts
 
 # numbers of candidates to score exactly that are tried, per requested passage
 _REORDER_TIMES = (2, 3, 5, 10)
+_AGAIN = "Delete the index and make it again."
 _TRAINING_STEPS = 10  # of k-means; more hardly move the centres
 _MEASURED_AT_ONCE = 256  # queries; they share the reading of partitions
 _ROWS_AT_ONCE = 1 << 16  # rows
@@ -51,11 +52,11 @@ class PartitionedSearcher(ApproximateSearcher):
   """Searches an inverted file.
 
   Memory for 13.35 million passages of 128 dimensions: the partitions take 1.8 GB with int8 rows,
-  and 3.5 GB with bfloat16 rows. The embeddings, from which exact scores are computed, take 6.8 GB
-  more.
+  and 3.5 GB with bfloat16 rows. The embeddings, from which the scores of the best candidates are
+  computed, take 6.8 GB more, or half of that in float16 or bfloat16.
 
   Args:
-    embeddings: [N, D] float32.
+    embeddings: [N, D] float32, float16 or bfloat16.
     partitions: the partitions; None if every passage is scored exactly.
     settings: see `ApproximateSearcher`.
   """
@@ -101,11 +102,7 @@ class PartitionedSearcher(ApproximateSearcher):
     """Writes the partitions; not the embeddings, which the index folder has."""
     artifacts.gfile.makedirs(folder)
     for name, variable in (self.partitions or {}).items():
-      values = variable.numpy()
-      if variable.dtype == tf.bfloat16:  # NumPy's files have no such type
-        values = values.view(np.uint16)
-      with artifacts.gfile.GFile(os.path.join(folder, f"{name}.npy"), "wb") as file:
-        np.save(file, values, allow_pickle=False)
+      array_files.write(os.path.join(folder, f"{name}.npy"), variable.numpy())
 
   @classmethod
   def load(
@@ -118,10 +115,10 @@ class PartitionedSearcher(ApproximateSearcher):
     """
     partitions = None
     if settings["num_leaves"]:
-      read = {name: _read(os.path.join(folder, f"{name}.npy")) for name in Partitions._fields}
-      if read["rows"].dtype == np.uint16:
-        read["rows"] = read["rows"].view(tf.bfloat16.as_numpy_dtype)
-      partitions = Partitions(**read)
+      files = {name: os.path.join(folder, f"{name}.npy") for name in Partitions._fields}
+      partitions = Partitions(
+        **{name: array_files.read(path, advice=_AGAIN) for name, path in files.items()}
+      )
     return cls(embeddings, partitions, widths=[Width(**width) for width in widths], **settings)
 
   def scores_of(self, queries: np.ndarray, num: int, leaves: int, reorder: int) -> np.ndarray:
@@ -233,6 +230,7 @@ class PartitionedSearcher(ApproximateSearcher):
     def exact_scores(row):
       numbers, query = row
       vectors = tf.gather(embeddings, tf.minimum(numbers, self.num_rows - 1))
+      vectors = tf.cast(vectors, tf.float32)
       return tf.matmul(query[tf.newaxis], vectors, transpose_b=True)[0]
 
     scores = tf.map_fn(exact_scores, (candidates, queries), fn_output_signature=tf.float32)
@@ -267,7 +265,7 @@ def divide(embeddings: np.ndarray, num_leaves: int, *, row_type: str) -> Partiti
   little. By direction, the sizes of partitions are within a factor of two or three.
 
   Args:
-    embeddings: [N, D] float32.
+    embeddings: [N, D] float32, float16 or bfloat16.
     num_leaves: number of partitions.
     row_type: "int8" or "bfloat16".
   """
@@ -290,7 +288,8 @@ def _directions(embeddings: np.ndarray, num_leaves: int) -> np.ndarray:
   """Returns the directions of spherical k-means, [P, D] of length 1, from a sample of the rows."""
   rng = np.random.default_rng(0)
   num_rows = min(len(embeddings), max(approximate.SAMPLE_ROWS, num_leaves))
-  sample = _unit(embeddings[np.sort(rng.choice(len(embeddings), num_rows, replace=False))])
+  sample = embeddings[np.sort(rng.choice(len(embeddings), num_rows, replace=False))]
+  sample = _unit(np.asarray(sample, np.float32))
   directions = sample[rng.choice(num_rows, num_leaves, replace=False)]
   for _ in range(_TRAINING_STEPS):
     leaf_of_row = _nearest(sample, directions)
@@ -308,7 +307,7 @@ def _moments(
   squares = np.zeros(num_leaves)
   for start in range(0, len(embeddings), _ROWS_AT_ONCE):
     part = slice(start, start + _ROWS_AT_ONCE)
-    vectors, leaves = embeddings[part], leaf_of_row[part]
+    vectors, leaves = np.asarray(embeddings[part], np.float32), leaf_of_row[part]
     sums += tf.math.unsorted_segment_sum(vectors, leaves, num_leaves).numpy()
     squares += np.bincount(leaves, np.square(vectors).sum(axis=1), minlength=num_leaves)
   sizes = np.maximum(np.bincount(leaf_of_row, minlength=num_leaves), 1)
@@ -328,7 +327,8 @@ def _nearest(vectors: np.ndarray, centres: np.ndarray) -> np.ndarray:
   nearest = np.empty(len(vectors), np.int32)
   block = max(SCORES_AT_ONCE // len(centres), 1)
   for start in range(0, len(vectors), block):
-    scores = tf.matmul(vectors[start : start + block], centres, transpose_b=True)
+    part = np.asarray(vectors[start : start + block], np.float32)
+    scores = tf.matmul(part, centres, transpose_b=True)
     nearest[start : start + block] = tf.argmax(scores, axis=1, output_type=tf.int32)
   return nearest
 
@@ -345,19 +345,9 @@ def _coded(
     scales = np.empty([len(rows)], np.float32)
   for start in range(0, len(rows), _ROWS_AT_ONCE):
     part = slice(start, start + _ROWS_AT_ONCE)
-    vectors = embeddings[numbers[part]]
+    vectors = np.asarray(embeddings[numbers[part]], np.float32)
     if row_type == "int8":
       scales[part] = np.maximum(np.abs(vectors).max(axis=1), 1e-30) / 127
       vectors = np.rint(vectors / scales[part, np.newaxis])
     rows[part] = vectors
   return rows, scales
-
-
-def _read(path: str) -> np.ndarray:
-  try:
-    with artifacts.gfile.GFile(path, "rb") as file:
-      return np.load(file, allow_pickle=False)
-  except (ValueError, EOFError, SyntaxError) as error:
-    raise artifacts.ArtifactError(
-      f"{path!r} is not a NumPy array. Delete the index and make it again."
-    ) from error

@@ -50,6 +50,7 @@ class ScannSearcher(ApproximateSearcher):
     cls, embeddings: np.ndarray, config: IndexConfig, queries: np.ndarray | None = None
   ) -> "ScannSearcher":
     num_rows, scann_ops = len(embeddings), _scann_ops()
+    embeddings = np.asarray(embeddings, np.float32)  # as ScaNN wants them
     if num_rows < approximate.MIN_ROWS:  # too few to train the codebooks well
       searcher = scann_ops.builder(embeddings, 1, "dot_product").score_brute_force().build()
       return cls(_state_of(searcher), num_rows=num_rows, num_leaves=0, widths=(), num_queries=0)

@@ -63,7 +63,7 @@ class SyncTower(keras.callbacks.Callback):
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedIndex(dense.IndexedRetriever):
-  """An index with its passage embeddings in memory, [N, D] float32."""
+  """An index with its passage embeddings in memory, [N, D] of the type that it stores."""
 
   embeddings: np.ndarray
 

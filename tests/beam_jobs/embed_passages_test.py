@@ -90,6 +90,20 @@ def test_batches_do_not_change_embeddings(
   assert 0 < info["padded_share"] < 1
 
 
+def test_embeddings_are_stored_in_the_type_asked_for(corpus, snapshot, one_by_one, tmp_path):
+  folder = str(tmp_path / "index")
+  embed_passages.embed(
+    folder,
+    snapshot=snapshot,
+    passages_folder=corpus,
+    jit_compile=False,
+    config=IndexConfig(embedding_type="float16"),
+  )
+  got = embeddings_of(folder)
+  assert got.dtype == np.float16
+  np.testing.assert_allclose(got, one_by_one, rtol=1e-3, atol=1e-4)
+
+
 def test_progress_counts_batches(corpus, snapshot, tmp_path, monkeypatch):
   """A corpus may be one file: its progress would be none until the end."""
   counted = []

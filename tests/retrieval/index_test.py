@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from realm_tf.corpus.candidates import NULL_PASSAGE
 from realm_tf.retrieval import approximate, exact, index
-from realm_tf.retrieval.index_config import IndexConfig
+from realm_tf.retrieval.index_config import EMBEDDING_TYPES, IndexConfig
 from realm_tf.retrieval.scann import ScannSearcher
 from realm_tf.storage import artifacts, paths, publishing
 from tests.folders import publish_index
@@ -87,6 +87,38 @@ def test_search_matches_brute_force(kind, searchers, clustered):
     else:  # all partitions are searched
       np.testing.assert_array_equal(found, numbers)
       np.testing.assert_allclose(result.scores, scores, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("embedding_type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_embeddings_of_two_bytes_are_searched_as_they_are_stored(
+  kind, embedding_type, clustered, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(exact, "_CAST_AT_ONCE", 999)  # several blocks
+  rows, queries = clustered
+  config = IndexConfig(**KINDS[kind], embedding_type=embedding_type)
+  folder = publish_index(str(tmp_path / "index"), rows, config=config)
+  stored = index.read_embeddings(folder, num_rows=NUM_ROWS)
+  assert stored.itemsize == 2 and stored.dtype == EMBEDDING_TYPES[embedding_type]
+  assert os.path.getsize(index.shard_paths(folder)[0]) < rows.nbytes / 3 / 1.9
+  bits = {"float16": 11, "bfloat16": 8}[embedding_type]
+  np.testing.assert_allclose(stored.astype(float), rows, rtol=2.0**-bits, atol=1e-4)
+  found = index.load(folder).search(tf.constant(queries), 5)
+  numbers, scores = brute_force(stored, queries, 5)
+  if kind == "scann":
+    assert recall_of(found.numbers.numpy(), numbers) >= 0.95
+  else:
+    np.testing.assert_array_equal(found.numbers, numbers)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path):
+  rows = np.full([3, 4], 70_000, np.float32)
+  with pytest.raises(artifacts.UserError, match="7e.04, which is too large for float16; use"):
+    index.write_shard(str(tmp_path / "embeddings.npy"), rows, embedding_type="float16")
+  index.write_shard(str(tmp_path / "embeddings.npy"), rows, embedding_type="bfloat16")
+  stored = index.read_shard(str(tmp_path / "embeddings.npy")).astype(float)
+  np.testing.assert_allclose(stored, rows, rtol=0.004)
 
 
 @pytest.mark.parametrize("kind", ["exact", "int8", "bfloat16"])
@@ -224,6 +256,7 @@ def test_one_searcher_serves_every_width(kind, clustered):
     ({"recall": 0.0}, "wanted recall is 0.0"),
     ({"reorder": 0}, "reorder is 0; wanted at least 1"),
     ({"searcher": "fast"}, "searcher is 'fast'; use one of exact, partitioned, scann"),
+    ({"embedding_type": "int8"}, "embedding_type is 'int8'; use one of float32, float16, bfloat16"),
     ({"row_type": "int4"}, "row_type is 'int4'; use one of int8, bfloat16"),
     ({"reorder_type": "int4"}, "reorder_type is 'int4'; use one of float32, int8"),
     ({"num_leaves": 5, "leaves_to_search": 6}, "leaves_to_search is 6 of 5 leaves"),
