@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks import environments
 from realm_tf import cli
-from realm_tf.retrieval.index_config import ROW_TYPES, SEARCHERS, IndexConfig
+from realm_tf.retrieval.index_config import EMBEDDING_TYPES, ROW_TYPES, SEARCHERS, IndexConfig
 
 if __name__ == "__main__":
   flags.DEFINE_enum("searcher", None, (*SEARCHERS, "faiss"), "The searcher.", required=True)
@@ -27,6 +27,12 @@ if __name__ == "__main__":
   flags.DEFINE_integer("num", 8, "Passages to search for.", lower_bound=1)
   flags.DEFINE_float("recall", 0.99, "The wanted recall.")
   flags.DEFINE_integer("num_leaves", None, "Partitions.")
+  flags.DEFINE_enum(
+    "embedding_type",
+    IndexConfig.embedding_type,
+    list(EMBEDDING_TYPES),
+    "Type of the embeddings; ScaNN and FAISS make them float32.",
+  )
   flags.DEFINE_enum("row_type", IndexConfig.row_type, ROW_TYPES, "Type of partitioned rows.")
   flags.DEFINE_integer("num_queries", 256, "Queries to time and to compute recall with.")
   flags.DEFINE_integer("seed", 0, "Seed of the embeddings.")
@@ -62,8 +68,10 @@ def main(argv: Sequence[str]) -> None:
   rows, chosen_by, queries = inputs.embeddings_and_queries(
     args.num_rows, args.dim, args.num_queries, args.seed
   )
+  rows = rows.astype(EMBEDDING_TYPES[args.embedding_type])
   config = IndexConfig(
     searcher=args.searcher,
+    embedding_type=args.embedding_type,
     recall=args.recall,
     num_leaves=args.num_leaves,
     row_type=args.row_type,

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from realm_tf import cli
-from realm_tf.retrieval.index_config import REORDER_TYPES
+from realm_tf.retrieval.index_config import EMBEDDING_TYPES, REORDER_TYPES, IndexConfig
 
 if __name__ == "__main__":
   flags.DEFINE_string("passages", None, "Real passages.", required=True)
@@ -26,6 +26,9 @@ if __name__ == "__main__":
   flags.DEFINE_string("folder", None, "Folder to write to, empty or new.", required=True)
   flags.DEFINE_integer("rows", 13_353_718, "Number of passages.", lower_bound=1)
   flags.DEFINE_list("searchers", ["scann", "partitioned"], "Searchers; the first one is served.")
+  flags.DEFINE_enum(
+    "embedding_type", "float16", list(EMBEDDING_TYPES), "Type in which embeddings are stored."
+  )
   flags.DEFINE_enum("reorder_type", "int8", REORDER_TYPES, "What ScaNN computes scores from.")
   flags.DEFINE_integer("num_questions", 1000, "Questions to ask.", lower_bound=1)
   flags.DEFINE_integer("num_added", 10_000, "Passages to add at the end; 0: none.", lower_bound=0)
@@ -75,12 +78,23 @@ def main(argv: Sequence[str]) -> None:
     output=real,
   )
   steps.run(
-    "write the embeddings", embeddings.write, real=real, output=at("rows"), num_rows=args.rows
+    "write the embeddings",
+    embeddings.write,
+    real=real,
+    output=at("rows"),
+    num_rows=args.rows,
+    embedding_type=args.embedding_type,
   )
   steps.run(
     "search exactly", embeddings.exact, embeddings=at("rows"), real=real, output=at("exact.npz")
   )
   for searcher in args.searchers:
+    config = IndexConfig(
+      searcher=searcher,
+      recall=0.99,
+      embedding_type=args.embedding_type,
+      reorder_type=args.reorder_type,
+    )
     steps.run(
       f"build {searcher}",
       embeddings.build,
@@ -88,8 +102,7 @@ def main(argv: Sequence[str]) -> None:
       snapshot=snapshot,
       folder=large,
       output=at(searcher),
-      searcher=searcher,
-      reorder_type=args.reorder_type,
+      config=config,
     )
     steps.run(
       f"search with {searcher}",
@@ -99,9 +112,7 @@ def main(argv: Sequence[str]) -> None:
       wanted=at("exact.npz"),
     )
   served = args.searchers[0]
-  where = dict(
-    workdir=os.path.abspath(args.workdir), passages=large, index=at(served), searcher=served
-  )
+  where = dict(workdir=os.path.abspath(args.workdir), passages=large, index=at(served))
   steps.run("export", serving_steps.export, output=at("servable"), **where)
   steps.run(
     "serve",
@@ -116,7 +127,6 @@ def main(argv: Sequence[str]) -> None:
       serving_steps.update,
       output=at("servable"),
       snapshot=snapshot,
-      reorder_type=args.reorder_type,
       num=args.num_added,
       **where,
     )

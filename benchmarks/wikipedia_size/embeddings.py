@@ -42,7 +42,7 @@ def embed(snapshot: str, source: str, output: str) -> dict:
   return {"passages": len(table), "queries": len(queries)}
 
 
-def write(real: str, output: str, num_rows: int) -> None:
+def write(real: str, output: str, num_rows: int, embedding_type: str) -> None:
   """Writes the embedding files of the large corpus, and of some queries.
 
   Those of the first copy are the real ones. To the others noise is added that moves them as far as
@@ -63,7 +63,7 @@ def write(real: str, output: str, num_rows: int) -> None:
     is_copy = np.arange(start, start + size) >= len(rows)
     made[is_copy] += noise * rng.standard_normal([is_copy.sum(), rows.shape[1]], np.float32)
     path = os.path.join(output, name)
-    index.write_shard(path, made)
+    index.write_shard(path, made, embedding_type=embedding_type)
     if number == 0:  # as many as embed_passages draws from a segment of such a corpus
       index.write_shard(index.queries_path(path), queries[segment::num_segments])
 
@@ -79,11 +79,8 @@ def _nearest(rows: np.ndarray) -> float:
   return float(np.median(found))
 
 
-def build(
-  embeddings: str, snapshot: str, folder: str, output: str, searcher: str, reorder_type: str
-) -> dict:
+def build(embeddings: str, snapshot: str, folder: str, output: str, config: IndexConfig) -> dict:
   """Publishes an index, with the searcher of each segment."""
-  config = IndexConfig(searcher=searcher, recall=0.99, reorder_type=reorder_type)
   num_rows = artifacts.read_info(folder)["counts"]["passages"]
   with publishing.publish(
     output,
@@ -114,7 +111,9 @@ def exact(embeddings: str, real: str, output: str) -> None:
   queries = tf.constant(np.load(real)["queries"][1::2])
   scores, numbers = tf.zeros([len(queries), 0]), tf.zeros([len(queries), 0], tf.int32)
   for first, rows in _blocks(embeddings):
-    part = tf.math.top_k(tf.matmul(queries, rows, transpose_b=True), min(NUM, len(rows)))
+    part = tf.math.top_k(
+      tf.matmul(queries, tf.cast(rows, tf.float32), transpose_b=True), min(NUM, len(rows))
+    )
     scores = tf.concat([scores, part.values], axis=1)
     numbers = tf.concat([numbers, part.indices + first], axis=1)
     best = tf.math.top_k(scores, min(NUM, scores.shape[1]))

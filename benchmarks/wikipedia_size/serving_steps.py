@@ -18,6 +18,7 @@ from realm_tf.storage import artifacts, json_lines
 from serving.remote import Client
 
 MODEL, RETRIEVE = "realm", "retrieve"
+CONFIG = ("searcher", "embedding_type", "reorder_type", "recall")  # flags of the index's job
 _START_SECS = 900
 NEW = "Quillonian Weir"  # in no other text
 
@@ -31,7 +32,7 @@ def _command(module: str, *argv: str) -> float:
   return peak.gib
 
 
-def export(workdir: str, passages: str, index: str, output: str, searcher: str) -> dict:
+def export(workdir: str, passages: str, index: str, output: str) -> dict:
   """Exports a system with the large corpus and its index."""
   gib = _command(
     "serving.export",
@@ -39,7 +40,7 @@ def export(workdir: str, passages: str, index: str, output: str, searcher: str) 
     f"--passages={passages}",
     f"--index={index}",
     f"--output={output}",
-    f"--searcher={searcher}",
+    f"--searcher={artifacts.read_info(index)['config']['searcher']}",
   )
   version = max(filter(str.isdigit, os.listdir(output)), key=int)
   sizes = [
@@ -124,8 +125,6 @@ def update(
   snapshot: str,
   index: str,
   output: str,
-  searcher: str,
-  reorder_type: str,
   num: int,
 ) -> dict:
   """Adds passages, embeds and exports them, and asks a server about one of them."""
@@ -136,6 +135,7 @@ def update(
     place: _modified(place, [name for name in artifacts.read_info(place)["files"]])
     for place in (passages, index)
   }
+  config = artifacts.read_info(index)["config"]
   found: dict[str, object] = {}
   started = time.monotonic()
 
@@ -149,13 +149,11 @@ def update(
     f"--snapshot={snapshot}",
     f"--passages={passages}",
     f"--output={index}",
-    f"--searcher={searcher}",
-    f"--reorder_type={reorder_type}",
-    "--recall=0.99",
+    *(f"--{name}={config[name]}" for name in CONFIG),
     "--nojit_compile",
   )
   took("embedded")
-  export(workdir, passages, index, output, searcher)
+  export(workdir, passages, index, output)
   took("exported")
   versions = sorted(filter(str.isdigit, os.listdir(output)), key=int)
   for version in versions[:-1]:  # two of them do not fit into memory

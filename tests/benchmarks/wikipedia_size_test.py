@@ -9,6 +9,7 @@ from benchmarks.wikipedia_size import corpus, embeddings, measuring
 from realm_tf.corpus import passages
 from realm_tf.corpus.segments import Sizes
 from realm_tf.retrieval import index
+from realm_tf.retrieval.index_config import IndexConfig
 from realm_tf.storage import artifacts
 
 ROWS = 130
@@ -47,13 +48,16 @@ def test_an_index_of_the_corpus_is_searched(toy, large, tmp_path, monkeypatch, s
   rows, folder = str(tmp_path / "rows"), str(tmp_path / searcher)
   found = embeddings.embed(snapshot, toy.path("passages"), real)
   num = found["passages"]
-  embeddings.write(real, rows, ROWS)
+  embeddings.write(real, rows, ROWS, "float16")
   embeddings.exact(rows, real, str(tmp_path / "exact.npz"))
-  embeddings.build(rows, snapshot, large, folder, searcher, reorder_type="float32")
+  config = IndexConfig(searcher=searcher, embedding_type="float16")
+  embeddings.build(rows, snapshot, large, folder, config)
   got = embeddings.search(folder, real, str(tmp_path / "exact.npz"))
   assert got["recall@8"] == 1.0, got
   read = index.read_embeddings(folder, num_rows=ROWS)
-  np.testing.assert_array_equal(read[:num], np.load(real)["embeddings"], err_msg="the first copy")
+  wanted = np.load(real)["embeddings"].astype(np.float16)
+  np.testing.assert_array_equal(read[:num], wanted, err_msg="the first copy")
+  read = read.astype(np.float32)
   moved = np.linalg.norm(read[num : 2 * num] - read[:num], axis=1)
   nearest = [np.sort(np.linalg.norm(read[:num] - row, axis=1))[1] for row in read[:num]]
   assert 0.5 < np.mean(moved) / np.median(nearest) < 2, "copies are as far as real neighbours"
