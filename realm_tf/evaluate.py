@@ -261,7 +261,7 @@ def evaluate_zero_shot(
     passages_folder=passages_folder,
     need_index=not bm25_baseline,
   )
-  table, tokenizer = opened.load_table(), opened.tokenizer
+  table, tokenizer = opened.table, opened.tokenizer
   length = snapshots.model_config(opened.snapshot.folder, "retriever")["config"]["query_length"]
   if clozes:
     masked = questions.masked_clozes(rows, tokenizer=tokenizer, max_masks=length)
@@ -288,7 +288,7 @@ def evaluate_zero_shot(
   if clozes and not bm25_baseline and opened.snapshot.has_masked_reader:
     model = RealmModel(indexed.retriever, opened.load_model("reader"))
     scores |= retrieval_utility(
-      rows, model, indexed, table, tokenizer=tokenizer, num_candidates=num_candidates
+      rows, model, indexed, tokenizer=tokenizer, num_candidates=num_candidates
     )
   return scores
 

@@ -183,7 +183,7 @@ def _write_retriever(folders: _Folders, retriever: Retriever) -> None:
 def _write_openqa(
   folders: _Folders, retriever: Retriever, reader: SpanReader, *, opened: Workdir
 ) -> None:
-  table, embeddings = opened.load_table(), read_index(opened.searched_index)
+  table, embeddings = opened.table, read_index(opened.searched_index)
   if len(table.deleted):  # transformers would find them
     raise artifacts.UserError(
       f"{table.folder!r} has the rows of {len(table.deleted)} deleted passages, which the format "

@@ -73,7 +73,7 @@ def pretrain(config, workdir: str) -> str:
   batch_settings.realm.check_corpus(table)
 
   # ---- First index
-  first = first_index(init, job)
+  first = first_index(init, job, table)
   batches = Batches(batch_settings, table, tokenizer)
 
   # ---- Warm start
@@ -128,10 +128,12 @@ def pretrain(config, workdir: str) -> str:
   return last
 
 
-def first_index(init: str, job: refresh.RefreshJob) -> dense.IndexedRetriever:
+def first_index(
+  init: str, job: refresh.RefreshJob, table: passages.PassageTable
+) -> dense.IndexedRetriever:
   """Opens the index that training starts from, that of the newest snapshot in the workdir `init`.
 
-  The index is built if it does not exist yet.
+  The index is built if it does not exist yet. `table` is that of the job's passages.
 
   Raises:
     ArtifactError: there is no snapshot.
@@ -143,7 +145,7 @@ def first_index(init: str, job: refresh.RefreshJob) -> dense.IndexedRetriever:
   )
   folder = artifacts.step_folder(roots["indexes"], artifacts.step_of(snapshot))
   refresh.make_index(job, **roots)
-  found = dense.load(folder, passages=job.passages, snapshot=snapshot)
+  found = dense.load(folder, table=table, snapshot=snapshot)
   return dataclasses.replace(found, step=0)
 
 

@@ -139,7 +139,8 @@ def test_numbers_are_the_trainers_own(toy, system):
   # all passages but its own, and the null passage
   got = system.explain(text, answer=answer, num_candidates=32).explanations[0]
 
-  (indexed, table), tokenizer = system.corpora[0], system.tokenizer
+  indexed, tokenizer = system.indexes[0], system.tokenizer
+  table = indexed.table
   lengths = {"query_length": 24, "passage_length": 44, "reader_length": 64}
   queries = masking.mask_spans(
     [np.array(row.ids)], [start], [end], [row.passage], tokenizer=tokenizer, max_masks=5
@@ -184,7 +185,7 @@ def by_hand(system, report, before: str, after: str, pieces: list[int]) -> dict[
 
   They come only from packing written out here and from the models' outputs.
   """
-  _, table = system.corpora[0]
+  table = system.indexes[0].table
   tokenizer, cls, sep, mask = (
     system.tokenizer,
     system.tokenizer.cls_id,
@@ -342,7 +343,7 @@ def test_what_the_reader_did_not_see_is_told(newer_system):
 
   The rest is greyed out, and evidence there is still marked.
   """
-  (_, table), tokenizer = newer_system.corpora[0], newer_system.tokenizer
+  table, tokenizer = newer_system.indexes[0].table, newer_system.tokenizer
   number = table.titles.index("Long")
   ids = packing.pack_reader(
     Ragged.of([[7] * 10], np.int32).tensor(),

@@ -227,8 +227,8 @@ def test_own_passage_is_never_a_candidate_and_null_is_first(run, toy):
 
 def test_last_snapshot_has_its_index_and_loads(run, toy):
   folder = artifacts.step_folder(os.path.join(run.workdir, "indexes"), 120)
-  indexed = dense.load(folder, passages=toy.config().passages, snapshot=run.last)
-  table, tokenizer = passages.load(toy.config().passages), snapshots.load_tokenizer(run.last)
+  indexed = dense.load(folder, table=passages.load(toy.config().passages), snapshot=run.last)
+  table, tokenizer = indexed.table, snapshots.load_tokenizer(run.last)
   packed = packing.pack_passages(
     *packing.gather_passages(table, np.arange(len(table))), tokenizer=tokenizer, length=44
   )
@@ -396,21 +396,22 @@ def test_index_with_another_snapshot_or_other_passages(toy, stranger):
   own, other = toy.path("ict/indexes/00000000"), f"{stranger}/indexes/00000000"
   snapshot, foreign = toy.path("ict/snapshots/00000000"), f"{stranger}/snapshots/00000000"
   folder = toy.config().passages
+  table = passages.load(folder)
   refused(
-    lambda: dense.load(own, passages=folder, snapshot=foreign),
+    lambda: dense.load(own, table=table, snapshot=foreign),
     f"was made from snapshot {fingerprint(snapshot)}",
     f"wanted {fingerprint(foreign)}",
   )
   refused(
-    lambda: dense.load(other, passages=folder, snapshot=foreign),
+    lambda: dense.load(other, table=table, snapshot=foreign),
     f"was made from passages {fingerprint(stranger + '/passages')}",
     f"wanted {fingerprint(folder)}",
   )
   refused(
-    lambda: dense.load(snapshot, passages=folder, snapshot=snapshot),
+    lambda: dense.load(snapshot, table=table, snapshot=snapshot),
     "holds snapshot, wanted index",
   )
-  assert dense.load(own, passages=folder, snapshot=snapshot).searcher.num_rows == 32
+  assert dense.load(own, table=table, snapshot=snapshot).searcher.num_rows == 32
 
 
 def test_spans_and_warm_start_of_another_vocabulary(toy, stranger, tmp_path):
@@ -458,14 +459,15 @@ def test_a_retriever_starts_from_the_masked_lm_or_from_fresh_weights(toy, tmp_pa
 
 def test_a_workdir_that_was_warmed_up_with_another_retriever(run, toy, monkeypatch):
   config = toy.config(spans=toy.config().knowledge_spans)
-  first = pretrain.first_index(config.realm.init, settings.refresh_job(config))
+  job = settings.refresh_job(config)
+  first = pretrain.first_index(config.realm.init, job, passages.load(job.passages))
   other = dataclasses.replace(
     first,
     retriever=new_models.new_retriever(
       settings.retriever_start(config), passages.load_tokenizer(config.passages)
     ),
   )
-  monkeypatch.setattr(pretrain, "first_index", lambda init, job: other)
+  monkeypatch.setattr(pretrain, "first_index", lambda init, job, table: other)
   refused(
     lambda: pretrain.pretrain(config, run.workdir),
     "warmup/snapshots/00000002' was warmed up with another retriever than",
@@ -475,7 +477,11 @@ def test_a_workdir_that_was_warmed_up_with_another_retriever(run, toy, monkeypat
 
 def test_retriever_to_start_from_is_missing(toy, tmp_path):
   refused(
-    lambda: pretrain.first_index(str(tmp_path / "nothing"), settings.refresh_job(toy.config())),
+    lambda: pretrain.first_index(
+      str(tmp_path / "nothing"),
+      settings.refresh_job(toy.config()),
+      passages.load(toy.config().passages),
+    ),
     "no snapshot in",
     "run realm_tf.pretrain_ict first",
   )
@@ -496,6 +502,7 @@ class Given:
   def __init__(self, rows):
     self.rows = np.array(rows, np.int32)
     self.num_rows = 7
+    self.table = types.SimpleNamespace(deleted=np.array([6]))
 
   def search(self, query_ids, num):
     return Found(self.rows[:, :num], np.zeros([len(self.rows), num], np.float32))
@@ -533,8 +540,9 @@ def test_candidates(num, own, null, wanted):
 def test_given_candidates_stand_before_those_retrieved(num, null, wanted):
   """Given passages replace the worst retrieved ones, and are not retrieved as well."""
   given = np.array([[2, NULL_PASSAGE, NULL_PASSAGE], [4, 1, NULL_PASSAGE]])[:, : num - null + 1]
+  given[0, 1] = 6  # was deleted by an update
   got = dense.candidates(
-    Given([[3, 4, 2, 5, 1, 0, 6], [5, 3, 4, 2, 1, 0, 6]]),
+    Given([[3, 4, 2, 5, 1, 0], [5, 3, 4, 2, 1, 0]]),
     np.zeros([2, 4], np.int32),
     num=num,
     null=null,
@@ -599,14 +607,14 @@ def test_no_candidate_is_the_own_passage_where_x_overlaps_z(toy, overlapping, mo
   table, tokenizer = passages.load(config.passages), passages.load_tokenizer(config.passages)
   indexed = dense.load(
     toy.path("ict/indexes/00000000"),
-    passages=config.passages,
+    table=table,
     snapshot=toy.path("ict/snapshots/00000000"),
   )
   batches, kept = realm_batches.Batches(settings.batches(config), table, tokenizer), []
   monkeypatch.setattr(
     batches,
     "_pack",
-    lambda queries, query_ids, numbers: kept.append((queries.own_passages[:, 0], numbers)),
+    lambda queries, query_ids, numbers, table: kept.append((queries.own_passages[:, 0], numbers)),
   )
   for step in range(8):
     batches.realm(step, indexed=indexed)

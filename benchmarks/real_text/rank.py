@@ -91,7 +91,8 @@ def _dense_search(
 ) -> list[np.ndarray]:
   searcher = index.load(index_folder, snapshot=snapshot, passages=table.folder, searcher="exact")
   retriever = snapshots.load_retriever(snapshot)
-  indexed = dense.IndexedRetriever(retriever, searcher, artifacts.step_of(snapshot), index_folder)
+  step = artifacts.step_of(snapshot)
+  indexed = dense.IndexedRetriever(retriever, searcher, table, step, index_folder)
   asked = [questions.Question(row["question"], row["answer"]) for row in rows]
   tokenizer = passages.load_tokenizer(table.folder)
   questions.tell_cut(tokenizer.lengths([row.text for row in asked]), length=retriever.query_length)

@@ -1,5 +1,6 @@
 """Metrics of answers and retrieval, by the field's published rules, in plain Python."""
 
+import copy
 import functools
 import re
 import string
@@ -175,6 +176,12 @@ class AnswerMatcher:
     self._found: dict[
       str, dict[int, bool]
     ] = {}  # expression -> passage number -> whether it is found there
+
+  def over(self, texts: Sequence[str]) -> "AnswerMatcher":
+    """Returns a matcher for a later version of the corpus, whose passages keep their numbers."""
+    other = copy.copy(self)
+    other._texts = texts
+    return other
 
   def has_answer(
     self,

@@ -66,10 +66,16 @@ class QaExamples:
       tuple[int, int], list[tuple[int, int]]
     ] = {}  # (question, passage) -> where its expressions match
 
-  def over(self, search: Callable, embeddings: np.ndarray | None) -> "QaExamples":
-    """Returns the same questions with another retriever's beams."""
+  def over(
+    self, search: Callable, embeddings: np.ndarray | None, table: passages.PassageTable
+  ) -> "QaExamples":
+    """Returns the same questions with another retriever's beams.
+
+    `table` is the corpus, or a later version of it, whose passages keep their numbers.
+    """
     other = copy.copy(self)
-    other.search, other.embeddings = search, embeddings
+    other.search, other.embeddings, other.table = search, embeddings, table
+    other.matcher = self.matcher.over(table.texts)
     return other
 
   def batch(self, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:

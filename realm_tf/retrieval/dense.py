@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from realm_tf.corpus import metrics
+from realm_tf.corpus import metrics, passages
 from realm_tf.corpus.candidates import NULL_PASSAGE, Found
 from realm_tf.corpus.passages import PassageTable
 from realm_tf.corpus.tokenization import Tokenizer
@@ -29,14 +29,19 @@ _QUERIES_AT_ONCE = 64
 
 @dataclasses.dataclass(frozen=True)
 class IndexedRetriever:
-  """A query tower and the searcher over embeddings of the same snapshot.
+  """A query tower, the searcher over embeddings of the same snapshot, and their passages.
 
   Attributes:
-    step: training step of that snapshot.
+    retriever: the retriever of the snapshot.
+    searcher: the searcher.
+    table: the passages that were embedded.
+    step: training step of the snapshot.
+    folder: folder of the index.
   """
 
   retriever: Retriever
   searcher: index.Searcher
+  table: PassageTable
   step: int
   folder: str
 
@@ -55,20 +60,25 @@ class IndexedRetriever:
     return Found(result.numbers.numpy(), result.scores.numpy())
 
 
-def load(index_folder: str, *, passages: str | None, snapshot: str) -> IndexedRetriever:
+def load(index_folder: str, *, table: PassageTable, snapshot: str) -> IndexedRetriever:
   """Opens an index together with the snapshot that it was made from.
 
   Args:
     index_folder: a complete index.
-    passages: the folder of the passages that it must have been made from; None does not check that.
+    table: the passages that it must have been made from.
     snapshot: the folder of the snapshot.
 
   Raises:
     ArtifactError: the index was made from other passages or another snapshot.
   """
-  searcher = index.load(index_folder, snapshot=snapshot, passages=passages)
+  searcher = index.load(index_folder, snapshot=snapshot)
+  artifacts.check_version(index_folder, "passages", table.folder, table.fingerprint)
   return IndexedRetriever(
-    snapshots.load_retriever(snapshot), searcher, artifacts.step_of(snapshot), index_folder
+    retriever=snapshots.load_retriever(snapshot),
+    searcher=searcher,
+    table=table,
+    step=artifacts.step_of(snapshot),
+    folder=index_folder,
   )
 
 
@@ -132,7 +142,7 @@ def candidates(
   size = len(query_ids)
   none = np.full([size, 0], NULL_PASSAGE)
   own, given = (none if part is None else part for part in (own_passages, given))
-  given = given[:, : num - null]
+  given = np.where(np.isin(given, indexed.table.deleted), NULL_PASSAGE, given)[:, : num - null]
   excluded = np.concatenate([own, given], axis=1)
   found = np.full([size, num], NULL_PASSAGE, np.int32)  # missing ones count as the null passage
   wanted = num - null
@@ -198,9 +208,11 @@ def recall(
 class Swapper:
   """Opens newer indexes in the background and switches to them between two batches.
 
+  If the passages were updated, the newer index comes with the updated passages.
+
   Args:
     first: the index to start with.
-    newest_index: returns the newest usable index folder or None; must be cheap
+    newest_index: returns the newest usable index or None; must be cheap
       (`Refresher.newest_index`).
     snapshots_root: W/snapshots.
     prepare: applied to each index in the background before it is used; None for no preparation.
@@ -210,16 +222,16 @@ class Swapper:
     self,
     first: IndexedRetriever,
     *,
-    newest_index: Callable[[], str | None],
+    newest_index: Callable[[], index.Version | None],
     snapshots_root: str,
     prepare: Callable[[IndexedRetriever], IndexedRetriever] | None = None,
   ):
     self.current, self.swaps = prepare(first) if prepare else first, 0
     self._newest_index, self._snapshots_root, self._prepare = newest_index, snapshots_root, prepare
-    self._corpus = _corpus_of(first.folder)
+    self._segments = _segments_of(first.folder)
     self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="index-loader")
     self._loading: concurrent.futures.Future | None = None
-    self._tried = first.folder
+    self._tried: index.Version | None = None
 
   def advance(self) -> bool:
     """Switches to a newer index if one has finished loading; never waits.
@@ -233,31 +245,44 @@ class Swapper:
     if self._loading is not None and self._loading.done():
       loading, self._loading = self._loading, None
       if (error := loading.exception()) is not None:
-        print(f"index {self._tried} is not used: {error}")
-      else:
-        self.current, swapped = loading.result(), True
+        print(f"index {self._tried and self._tried.folder} is not used: {error}")
+      elif (newer := loading.result()) is not None:
+        self.current, swapped = newer, True
         self.swaps += 1
-    if (
-      self._loading is None
-      and (newest := self._newest_index()) is not None
-      and newest != self._tried
-    ):
-      if artifacts.step_of(newest) > self.current.step:
-        self._tried = newest
-        self._loading = self._pool.submit(self._load, newest)
+    newest = self._newest_index() if self._loading is None else None
+    if newest is not None and newest != self._tried:
+      self._tried = newest
+      self._loading = self._pool.submit(self._load, newest.folder)
     return swapped
 
-  def _load(self, folder: str) -> IndexedRetriever:
-    if _corpus_of(folder) != self._corpus:
-      raise artifacts.ArtifactError(
-        "the passages have been updated since training began. To train on them, annotate their "
-        "spans again, and run the trainer again."
-      )
+  def _load(self, folder: str) -> IndexedRetriever | None:
+    """Opens an index; returns None if it is of the current snapshot or an earlier one.
+
+    The current snapshot has a newer index if the passages were updated.
+    """
+    table, newer = self.current.table, artifacts.step_of(folder) - self.current.step
+    updated = not is_of(folder, table)
+    if newer < 0 or (newer == 0 and not updated):
+      return None
+    if updated:
+      if not self._segments.items() <= _segments_of(folder).items():
+        raise artifacts.ArtifactError(
+          "the passages were compacted or made anew since training began, so they have other "
+          "numbers. To train on them, annotate their spans again, and run the trainer again."
+        )
+      table = passages.load(table.folder)
+      print(f"{table.folder}: the passages were updated; there are {table.num_alive:,} now.")
     snapshot = artifacts.step_folder(self._snapshots_root, artifacts.step_of(folder))
-    loaded = load(folder, passages=None, snapshot=snapshot)
+    loaded = load(folder, table=table, snapshot=snapshot)
     return self._prepare(loaded) if self._prepare else loaded
 
 
-def _corpus_of(index_folder: str) -> str:
-  """Returns the fingerprint of the passages that an index was made from."""
-  return artifacts.read_info(index_folder)["inputs"]["passages"]["fingerprint"]
+def is_of(index_folder: str, table: PassageTable) -> bool:
+  """Returns whether an index was made from these passages, in this version."""
+  made_from = artifacts.read_info(index_folder)["inputs"]["passages"]
+  return made_from["fingerprint"] == table.fingerprint
+
+
+def _segments_of(index_folder: str) -> dict[str, str]:
+  """Returns number -> fingerprint of the segments of the passages of an index."""
+  return artifacts.read_info(index_folder)["segments"]

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,13 @@ PartSearcher = ExactSearcher | PartitionedSearcher | ScannSearcher  # of a segme
 Searcher = PartSearcher | SegmentedSearcher
 _SETTINGS = "settings.json"  # of a segment's searcher; written last
 _AGAIN = "Delete it and embed the passages again."
+
+
+class Version(NamedTuple):
+  """An index folder, and when it was completed, in nanoseconds since the epoch."""
+
+  folder: str
+  completed_ns: int
 
 
 # --------------------------------------------------------------------------------------- embeddings

@@ -176,12 +176,17 @@ def check_input(folder: str, name: str, wanted_folder: str) -> None:
   Raises:
     ArtifactError: if it was made from something else.
   """
-  info, wanted = read_info(folder), read_info(wanted_folder)
+  check_version(folder, name, wanted_folder, read_info(wanted_folder)["fingerprint"])
+
+
+def check_version(folder: str, name: str, wanted_folder: str, fingerprint: str) -> None:
+  """Checks like `check_input`, for the version of `wanted_folder` that has this fingerprint."""
+  info = read_info(folder)
   got = info["inputs"].get(name, {})
-  if got.get("fingerprint") != wanted["fingerprint"]:
+  if got.get("fingerprint") != fingerprint:
     raise ArtifactError(
       f"{info['kind']} {folder!r} was made from {name} {got.get('fingerprint')} "
-      f"({got.get('path')}), wanted {wanted['fingerprint']} ({wanted_folder!r}). "
+      f"({got.get('path')}), wanted {fingerprint} ({wanted_folder!r}). "
       f"Make the {info['kind']} again from these {name}."
     )
 

@@ -33,7 +33,7 @@ class Look(NamedTuple):
   """Candidates of a masked text in one corpus, and the models' outputs.
 
   Attributes:
-    indexed, table: the corpus.
+    indexed: the corpus.
     own_passage: the passage that contains the text itself, which is not a candidate; or None.
     numbers: [C] numbers of the candidates, the null passage first.
     segments: [C, L] segment ids of the reader's inputs.
@@ -41,7 +41,6 @@ class Look(NamedTuple):
   """
 
   indexed: dense.IndexedRetriever
-  table: PassageTable
   own_passage: int | None
   numbers: np.ndarray
   segments: np.ndarray
@@ -61,7 +60,7 @@ class MaskFilling:
   def __init__(self, opened: Sequence[Workdir]):
     self.snapshot, self.tokenizer = opened[0].snapshot, opened[0].tokenizer
     self.retriever, self.reader = (opened[0].load_model(name) for name in ("retriever", "reader"))
-    self.corpora = [(corpus.load_index(self.retriever), corpus.load_table()) for corpus in opened]
+    self.indexes = [corpus.load_index(self.retriever) for corpus in opened]
 
   def fill(self, text: str, *, num_candidates: int = 8) -> Filling:
     """Fills the masks of a text with the most probable y, using the first corpus.
@@ -81,7 +80,7 @@ class MaskFilling:
       words=tuple(map(self.tokenizer.spell, masked.split(pieces))),
       probability=look.reading.probability(pieces),
       without_retrieval=look.reading.without_retrieval.probability(pieces),
-      passages=tuple(found_passages(look.table, look.numbers[1:], look.reading.scores[1:])),
+      passages=tuple(found_passages(look.indexed.table, look.numbers[1:], look.reading.scores[1:])),
     )
 
   def explain(self, text: str, *, answer: str | None = None, num_candidates: int = 8) -> Report:
@@ -125,8 +124,8 @@ class MaskFilling:
     pieces = masked.pieces or reading.best(1)[0]
     return Explanation(
       index=look.indexed.folder,
-      passages=look.table.folder,
-      num_passages=look.table.num_alive,
+      passages=look.indexed.table.folder,
+      num_passages=look.indexed.table.num_alive,
       own_passage=look.own_passage,
       answer=answer or self._spell(masked, pieces),
       probability=reading.probability(pieces),
@@ -144,8 +143,8 @@ class MaskFilling:
       query.ids.tensor(), tokenizer=self.tokenizer, length=self.retriever.query_length
     ).numpy()
     found = []
-    for indexed, table in self.corpora:
-      own = self._own_passage(masked, query_ids, indexed, table, num_candidates)
+    for indexed in self.indexes:
+      own = self._own_passage(masked, query_ids, indexed, num_candidates)
       numbers = dense.candidates(
         indexed,
         query_ids,
@@ -154,8 +153,10 @@ class MaskFilling:
         null=True,
       )[0]
       numbers = np.append(numbers[:1], numbers[1:][numbers[1:] != NULL_PASSAGE])
-      reading, segments = self._read(query, query_ids, numbers, table, num_masks=sum(masked.sizes))
-      found.append(Look(indexed, table, own, numbers, segments, reading))
+      reading, segments = self._read(
+        query, query_ids, numbers, indexed.table, num_masks=sum(masked.sizes)
+      )
+      found.append(Look(indexed, own, numbers, segments, reading))
     return found
 
   def _own_passage(
@@ -163,11 +164,11 @@ class MaskFilling:
     masked: MaskedText,
     query_ids: np.ndarray,
     indexed: dense.IndexedRetriever,
-    table: PassageTable,
     num: int,
   ) -> int | None:
     """Returns the passage that contains the text itself, if it is among the best; else None."""
-    for number in indexed.search(query_ids, min(num, table.num_alive)).numbers[0].tolist():
+    table = indexed.table
+    for number in indexed.search(query_ids, min(num, indexed.num_rows)).numbers[0].tolist():
       if number != NULL_PASSAGE and any(
         map(
           masked.matches,
@@ -217,7 +218,7 @@ class MaskFilling:
 
   def _candidates(self, look: Look, masked: MaskedText, pieces: Sequence[int]) -> list[Candidate]:
     """Returns the candidates of a text with their contributions to y."""
-    table, reading, found = look.table, look.reading, []
+    table, reading, found = look.indexed.table, look.reading, []
     log_prior, log_likelihoods = reading.log_prior, reading.log_likelihoods(pieces)
     utility = reading.candidate_utility(pieces)
     by_blank = masked.split(pieces)

@@ -36,7 +36,7 @@ class QuestionAnswering:
 
   def __init__(self, opened: Workdir):
     self.workdir, self.tokenizer = opened, opened.tokenizer
-    self.table, self.reader = opened.load_table(), opened.load_model("reader")
+    self.table, self.reader = opened.table, opened.load_model("reader")
     self.num_read = opened.snapshot.num_read
     self.retrieval: Bm25Retrieval | DenseRetrieval
     weight = opened.snapshot.score_weight

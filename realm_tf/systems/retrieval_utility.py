@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from keras import ops
 
-from realm_tf.corpus import passages
 from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.examples import packing, questions
 from realm_tf.examples.questions import Question
@@ -21,7 +20,6 @@ def retrieval_utility(
   rows: Sequence[Question],
   model: RealmModel,
   indexed: dense.IndexedRetriever,
-  table: passages.PassageTable,
   *,
   tokenizer: Tokenizer,
   num_candidates: int,
@@ -32,7 +30,6 @@ def retrieval_utility(
     rows: clozes; those whose blank is too long or too far right for the reader are left out.
     model: the retriever and the masked reader of the snapshot that `indexed` was made from.
     indexed: the retriever with its index.
-    table: the passages of the index.
     tokenizer: tokenizer with the snapshot's vocabulary.
     num_candidates: C, including the null passage; fewer if the corpus has fewer.
 
@@ -42,7 +39,7 @@ def retrieval_utility(
     z as top_retrieval_utility. Only utility_clozes, 0, if there are none.
   """
   reader, retriever = model.reader, indexed.retriever
-  num = min(num_candidates, table.num_alive + 1)
+  num = min(num_candidates, indexed.num_rows + 1)
   marginal, top = [], []
   for start in range(0, len(rows), _BATCH_SIZE):
     masked = questions.masked_clozes(
@@ -65,7 +62,7 @@ def retrieval_utility(
         masked,
         query_ids,
         numbers,
-        table,
+        indexed.table,
         tokenizer=tokenizer,
         query_length=reader.query_length,
         passage_length=retriever.passage_length,

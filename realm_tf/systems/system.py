@@ -225,7 +225,7 @@ class RetrievalSystem(SearchingSystem):
 
   def __init__(self, opened: Workdir):
     indexed = opened.load_index()
-    super().__init__(opened, _dense(indexed, opened), opened.load_table())
+    super().__init__(opened, _dense(indexed, opened), indexed.table)
 
 
 class MaskFillingSystem(SearchingSystem):
@@ -235,8 +235,8 @@ class MaskFillingSystem(SearchingSystem):
 
   def __init__(self, opened: Workdir):
     self.mask_filling = MaskFilling([opened])
-    ((indexed, table),) = self.mask_filling.corpora
-    super().__init__(opened, _dense(indexed, opened), table)
+    (indexed,) = self.mask_filling.indexes
+    super().__init__(opened, _dense(indexed, opened), indexed.table)
 
   def _fill_mask(self, texts: Sequence[str], num_candidates: int) -> list[Filling]:
     num = min(num_candidates, self.table.num_alive + 1)

@@ -2,7 +2,7 @@
 
     opened = open_workdir("runs/quickstart/finetune/realm")
     opened.snapshot.retrieval      # "dense"
-    opened.load_table()            # the passages
+    opened.table                   # the passages
     opened.load_index()            # query tower and searcher, of the same snapshot
 
 The fields of a snapshot's info.json other than its models are written and read only here:
@@ -10,6 +10,7 @@ The fields of a snapshot's info.json other than its models are written and read 
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 
@@ -176,8 +177,9 @@ class Workdir:
     assert self.index is not None, f"{self.folder!r} was opened without an index"
     return self.index
 
-  def load_table(self) -> PassageTable:
-    """Opens the passages."""
+  @functools.cached_property
+  def table(self) -> PassageTable:
+    """The passages, opened once."""
     return passages.load(self.passages)
 
   def load_model(self, name: str) -> keras.Model:
@@ -196,6 +198,7 @@ class Workdir:
     return dense.IndexedRetriever(
       retriever=retriever or self.load_model("retriever"),
       searcher=index.load(self.searched_index, passages=self.passages),
+      table=self.table,
       step=self.snapshot.step,
       folder=self.searched_index,
     )

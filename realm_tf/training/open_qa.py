@@ -152,7 +152,7 @@ def train_question_tower(
     def search_live(query_ids, texts):
       return searcher.search(texts, num_read)
   else:
-    indexed = dense.load(index.folder_of(how.retriever, base), passages=how.passages, snapshot=base)
+    indexed = dense.load(index.folder_of(how.retriever, base), table=data.table, snapshot=base)
     embeddings = index.read_embeddings(indexed.folder, num_rows=len(data.table))
     with setup.scope():
       tower = snapshots.load_retriever(base).query_tower
@@ -176,9 +176,9 @@ def train_question_tower(
 
   best = None
   if dev:
-    asked = dev.over(search_live, embeddings)
+    asked = dev.over(search_live, embeddings, data.table)
     best = keep_best(how, workdir, model, lambda: asked, write_snapshot)
-  searched = data.over(search, embeddings)
+  searched = data.over(search, embeddings, data.table)
   loop.train(
     model,
     lambda step: searched.batch(step, batch_size=schedule.batch_size, seed=how.seed + 3),
@@ -224,7 +224,7 @@ def train_both_towers(
     optimizer = setup.optimizer(
       schedule, slow=retriever.trainable_variables, slow_factor=how.slow_factor
     )
-  first = dense.load(index.folder_of(how.retriever, base), passages=how.passages, snapshot=base)
+  first = dense.load(index.folder_of(how.retriever, base), table=data.table, snapshot=base)
 
   # ---- Training, with refreshes
   def write_snapshot(root: str, step: int, more: Mapping) -> str:
@@ -242,7 +242,10 @@ def train_both_towers(
 
   def over(asked: QaExamples, now: dense.IndexedRetriever, num: int) -> QaExamples:
     assert isinstance(now, EmbeddedIndex), "`prepare` below makes one of each index"
-    return asked.over(lambda query_ids, texts: now.search(query_ids, num), now.embeddings)
+    most = min(num, now.num_rows)  # an update may have deleted passages
+    return asked.over(
+      lambda query_ids, texts: now.search(query_ids, most), now.embeddings, now.table
+    )
 
   def batch(step: int, now: dense.IndexedRetriever) -> dict[str, np.ndarray]:
     return over(data, now, beam).batch(step, batch_size=schedule.batch_size, seed=how.seed + 3)

@@ -156,7 +156,7 @@ class Batches:
 
   Args:
     settings: settings of sentences, queries and candidates.
-    table: the knowledge corpus.
+    table: the knowledge corpus. Indexes may be of a later version of it, which has new passages.
     tokenizer: tokenizer of the corpus.
   """
 
@@ -225,7 +225,8 @@ class Batches:
       )
     num_held = round(holders * batch_size)
     drawn = draw_holders(queries, 1, rng)
-    return self._pack(queries, query_ids, np.concatenate([drawn[:num_held], numbers[num_held:]]))
+    numbers = np.concatenate([drawn[:num_held], numbers[num_held:]])
+    return self._pack(queries, query_ids, numbers, indexed.table if indexed else self.table)
 
   def realm(self, step: int, *, indexed: dense.IndexedRetriever) -> dict[str, np.ndarray]:
     """Makes REALM's batch of a step, masked sentences of the pre-training corpus and candidates."""
@@ -286,7 +287,7 @@ class Batches:
       pool=section.pool,
       rng=rng,
     )
-    batch = self._pack(queries, query_ids, numbers)
+    batch = self._pack(queries, query_ids, numbers, indexed.table)
     if section.batch_candidates:
       batch["unread"] = unread_passages(queries, numbers)
     if section.needs_evidence:
@@ -304,13 +305,13 @@ class Batches:
       queries.ids.tensor(), tokenizer=self.tokenizer, length=self.settings.lengths.query_length
     ).numpy()
 
-  def _pack(self, queries, query_ids, numbers):
+  def _pack(self, queries, query_ids, numbers, table):
     lengths = self.settings.lengths
     return realm_batch(
       queries,
       query_ids,
       numbers,
-      self.table,
+      table,
       tokenizer=self.tokenizer,
       query_length=lengths.query_length,
       passage_length=lengths.passage_length,

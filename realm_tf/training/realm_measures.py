@@ -135,7 +135,7 @@ def dev_cloze_recall(
   batches: Batches, path: str
 ) -> Callable[[dense.IndexedRetriever], dict[str, float]]:
   """Returns a function that measures an index's recall at 5 on the clozes of a file."""
-  clozes, matcher = questions.read_clozes(path), metrics.AnswerMatcher(batches.table.texts)
+  clozes = questions.read_clozes(path)
   masked = questions.masked_clozes(
     clozes, tokenizer=batches.tokenizer, max_masks=batches.settings.lengths.max_masks
   )
@@ -143,7 +143,7 @@ def dev_cloze_recall(
   answers = [cloze.answers for cloze in clozes]
 
   def measure(indexed: dense.IndexedRetriever) -> dict[str, float]:
-    depth = min(5, indexed.searcher.num_rows)
+    depth, matcher = min(5, indexed.num_rows), metrics.AnswerMatcher(indexed.table.texts)
     scores = dense.recall(
       lambda part: indexed.search(query_ids[part], depth), answers, matcher, ks=[5]
     )

@@ -111,10 +111,8 @@ class Refresher:
     self._start_job = job.start
     self._job: subprocess.Popen | None = None
     self._start_at: float | None = None  # time.monotonic() of the next start of a dead job
-    self._passages_fingerprint = artifacts.read_info(job.passages)["fingerprint"]
-    self._usable: dict[
-      tuple[str, int], bool
-    ] = {}  # (index folder, completion time) -> whether it may be used
+    self._passages = job.passages
+    self._usable: dict[index.Version, bool] = {}
 
   def __enter__(self) -> "Refresher":
     self.start()
@@ -179,24 +177,25 @@ class Refresher:
       {status["snapshot_step"]} if status else set()
     )
 
-  def newest_index(self) -> str | None:
-    """Returns the newest complete index of these passages and snapshots, or None.
+  def newest_index(self) -> index.Version | None:
+    """Returns the newest complete index of these passages, as they are now, and snapshots, or None.
 
     Other indexes are ignored with one warning each.
     """
     for folder in reversed(artifacts.complete_folders(self.indexes)):
       with contextlib.suppress(tf.errors.NotFoundError):  # deleted meanwhile
-        version = folder, artifacts.gfile.stat(os.path.join(folder, artifacts.COMPLETE)).mtime_nsec
+        completed = artifacts.gfile.stat(os.path.join(folder, artifacts.COMPLETE))
+        version = index.Version(folder, completed.mtime_nsec)
         if version not in self._usable:
           self._usable[version] = self._check(folder)
         if self._usable[version]:
-          return folder
+          return version
     return None
 
   def _check(self, folder: str) -> bool:
     try:
       inputs = artifacts.read_info(folder, kind=index.KIND)["inputs"]
-      wanted = {"passages": self._passages_fingerprint}
+      wanted = {"passages": artifacts.read_info(self._passages)["fingerprint"]}
       snapshot = artifacts.step_folder(self.snapshots, artifacts.step_of(folder))
       if artifacts.is_complete(snapshot):
         wanted["snapshot"] = artifacts.read_info(snapshot)["fingerprint"]

@@ -82,7 +82,7 @@ def train_with_refresh(
   log = os.path.join(workdir, "refresh.log")
   with refresh.Refresher(job, snapshots=snapshots, indexes=indexes, log=log) as refresher:
     swapper = dense.Swapper(
-      newest_index(workdir, first, passages=job.passages),
+      newest_index(workdir, first),
       newest_index=refresher.newest_index,
       snapshots_root=snapshots,
       prepare=prepare,
@@ -117,12 +117,15 @@ def train_with_refresh(
   return last
 
 
-def newest_index(workdir: str, first: IndexedRetriever, *, passages: str) -> IndexedRetriever:
-  """Returns the index to resume with: W's newest whose snapshot still exists, or the first."""
+def newest_index(workdir: str, first: IndexedRetriever) -> IndexedRetriever:
+  """Returns the index to resume with: W's newest of the same passages, or the first.
+
+  Its snapshot still exists. If the passages have been updated, the job soon makes newer ones.
+  """
   for folder in reversed(artifacts.complete_folders(os.path.join(workdir, "indexes"))):
     snapshot = artifacts.step_folder(os.path.join(workdir, "snapshots"), artifacts.step_of(folder))
-    if artifacts.is_complete(snapshot):
-      return dense.load(folder, passages=passages, snapshot=snapshot)
+    if artifacts.is_complete(snapshot) and dense.is_of(folder, first.table):
+      return dense.load(folder, table=first.table, snapshot=snapshot)
   return first
 
 

@@ -163,14 +163,45 @@ def test_a_watching_job_takes_an_update_over(made, corpus, tmp_path, monkeypatch
     change(corpus, tmp_path)
     if len(refreshed) == 1:
       with pytest.raises(artifacts.ArtifactError, match="was made from passages"):
-        dense.load(folder, passages=corpus, snapshot=snapshot)
+        dense.load(folder, table=passages.load(corpus), snapshot=snapshot)
     return made
 
   with pytest.raises(Enough):
     refresh_index.watch(refresh, snapshots=snapshots, passages=corpus, poll_secs=0.01)
   assert [counts["passages"] for counts in refreshed] == [26, 31]
   assert refreshed[1]["embedded_now"] == 5
-  indexed, table = dense.load(folder, passages=None, snapshot=snapshot), tables[1]
+  table = tables[1]
+  indexed = dense.load(folder, table=table, snapshot=snapshot)
   query = np.array([[*table.text_ids[30][:8], *[0] * 8]], np.int32)
   numbers = indexed.search(query, 28).numbers[0]
   assert sorted(numbers.tolist()) == table.numbers.tolist()
+
+
+def test_a_trainer_takes_an_update_over_but_no_other_numbers(made, corpus, tmp_path, capfd):
+  """A newer index brings the updated passages with it, even one of the same snapshot."""
+  root, output = str(made / "snapshots"), str(tmp_path / "indexes/00000007")
+  embed(made, corpus, output)
+  table = passages.load(corpus)
+  first = dense.load(output, table=table, snapshot=f"{root}/00000007")
+  versions = [index.Version(output, 0)]
+  swapper = dense.Swapper(first, newest_index=lambda: versions[-1], snapshots_root=root)
+
+  def advanced() -> bool:
+    """Returns whether the newest index is used once it has been looked at."""
+    assert not swapper.advance()
+    swapper._loading.exception()  # waits until it is done
+    return swapper.advance()
+
+  assert not advanced() and swapper.current is first, "the same index, of the same passages"
+  change(corpus, tmp_path)
+  embed(made, corpus, output)
+  versions.append(index.Version(output, 1))
+  assert advanced() and len(swapper.current.table) == 31 and swapper.current.num_rows == 28
+  assert "there are 28 now" in capfd.readouterr().out
+  assert len(table) == 26, "batches that are under way keep theirs"
+  updated = swapper.current
+  update_passages.compact(corpus)
+  embed(made, corpus, output)
+  versions.append(index.Version(output, 2))
+  assert not advanced() and swapper.current is updated
+  assert "is not used: the passages were compacted or made anew" in capfd.readouterr().out

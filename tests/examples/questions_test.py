@@ -261,7 +261,7 @@ def test_split_by_title(tmp_path):
 def first_index(toy) -> dense.IndexedRetriever:
   return dense.load(
     toy.path("ict/indexes/00000000"),
-    passages=toy.config().passages,
+    table=passages.load(toy.config().passages),
     snapshot=toy.path("ict/snapshots/00000000"),
   )
 

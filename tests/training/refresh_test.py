@@ -68,7 +68,7 @@ def wait_for_index(refresher: refresh.Refresher, step: int) -> tuple[float, bool
   Returns the longest poll in seconds, and whether a refresh was seen running.
   """
   longest, seen_running, deadline = 0.0, False, time.monotonic() + 60
-  while (newest := refresher.newest_index()) is None or artifacts.step_of(newest) < step:
+  while (newest := refresher.newest_index()) is None or artifacts.step_of(newest.folder) < step:
     assert time.monotonic() < deadline, artifacts.read_text(refresher.log)
     started = time.monotonic()
     refresher.poll()
@@ -168,7 +168,7 @@ def test_half_written_and_foreign_indexes_are_ignored_with_one_warning(work, tmp
   os.rename(artifacts.step_folder(work.snapshots, 400), artifacts.step_folder(work.snapshots, 600))
   os.rename(work.index(500), work.index(600))  # index 600 names snapshot 500
   capfd.readouterr()
-  assert [refresher.newest_index() for _ in range(3)] == [work.index(100)] * 3
+  assert [refresher.newest_index().folder for _ in range(3)] == [work.index(100)] * 3
   warnings = capfd.readouterr().err.strip().splitlines()
   assert [os.path.basename(line.split(" is ignored")[0]) for line in warnings] == [
     "00000600",
