@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from realm_tf.corpus import passages
 from realm_tf.examples import packing
-from realm_tf.models import fused, snapshots
+from realm_tf.models import devices, fused, snapshots
 from realm_tf.storage import artifacts
 from realm_tf.storage.columns import Ragged
 
@@ -30,7 +30,7 @@ class Embedder:
 
   def __init__(self, snapshot: str, *, batch_size: int, jit_compile: bool, mixed_precision: bool):
     self.batch_size = batch_size
-    on_cpu = not tf.config.list_physical_devices("GPU")
+    on_cpu = devices.are_tensorflow_cpus()
     self._fills_batches = not on_cpu  # each new shape is compiled anew
     policy = keras.config.dtype_policy()
     low = "mixed_bfloat16" if mixed_precision and not on_cpu else "float32"

@@ -123,17 +123,16 @@ def run(
       f"got --max_tokens={max_tokens}, --passages_per_shard={passages_per_shard}, "
       f"--segment_passages={segment_passages}; wanted at least 16, 1 and 1."
     )
+  # ---- Inputs
   reads = [*sources.paths_of(inputs), *sources.paths_of(vocab_input), *([vocab] if vocab else [])]
   ownership.check_apart(output, reads)
   files = sources.find_sources(inputs, format=format)
   also = _vocabulary_sources(vocab_input, format=format) if vocab_input and not vocab else []
   given = vocabularies.read(vocab).with_case(lower_case) if vocab else None
   rules = given.rules if given else WordRules.for_case(lower_case is not False)
-  learned = f"learned, at most {vocab_size}"
-  learned += f", with {sources.fingerprint_of(also)}" if also else ""
   config = {
     "corpus": sources.fingerprint_of(files),
-    "vocab": given.fingerprint if given else learned,
+    "vocab": given.fingerprint if given else _learned(vocab_size, also),
     "tokenizer": dataclasses.asdict(rules),
     "max_tokens": max_tokens,
     "passages_per_shard": passages_per_shard,
@@ -142,11 +141,9 @@ def run(
   if artifacts.is_current(output, kind=passages.KIND, config=config, inputs={}):
     print(f"make_passages: {output} was already made from this corpus with these settings.")
     return passage_artifact.told(artifacts.read_info(output))
-  if (made := ownership.own_info(output)) and made["config"].get("updates"):
-    raise CorpusError(
-      f"{output!r} has been updated since it was made. Update it again with "
-      "beam_jobs.update_passages, or delete it to make it anew."
-    )
+  _refuse_updated(output)
+
+  # ---- Passages
   started = time.monotonic()
   print(
     f"make_passages: reading {len(files)} files, "
@@ -189,6 +186,21 @@ def run(
   info = artifacts.read_info(output)
   _say_done(output, info["counts"], secs=max(time.monotonic() - started, 1e-3))
   return passage_artifact.told(info)
+
+
+def _learned(size: int, also: Sequence[Source]) -> str:
+  """Describes how a vocabulary is learned, for the config of the passages."""
+  more = f", with {sources.fingerprint_of(also)}" if also else ""
+  return f"learned, at most {size}{more}"
+
+
+def _refuse_updated(output: str) -> None:
+  """Raises CorpusError if there are passages at `output` that have been updated."""
+  if (made := ownership.own_info(output)) and made["config"].get("updates"):
+    raise CorpusError(
+      f"{output!r} has been updated since it was made. Update it again with "
+      "beam_jobs.update_passages, or delete it to make it anew."
+    )
 
 
 def _vocabulary_sources(inputs: str, *, format: str) -> list[Source]:

@@ -280,6 +280,9 @@ def test_one_step_of_realm_and_of_fine_tuning(config, retriever, tmp_path):
 
     num_rows = 10
 
+    def __init__(self):
+      self.table = table
+
     def search(self, query_ids, num):
       scores = np.array(retriever.embed_queries(query_ids)) @ vectors.T
       numbers = np.argsort(-scores, axis=1)[:, :num].astype(np.int32)

@@ -141,6 +141,9 @@ class Found:
 
   num_rows = 32
 
+  def __init__(self, table: passages.PassageTable):
+    self.table = table
+
   def search(self, query_ids: np.ndarray, num: int) -> candidates.Found:
     numbers = np.tile(np.arange(num, dtype=np.int32), (len(query_ids), 1))
     return candidates.Found(numbers, np.zeros(numbers.shape, np.float32))
@@ -155,7 +158,7 @@ def test_sampling_by_passage_trains_on_every_passage_once_an_epoch(toy):
     )
     batches = realm_batches.Batches(settings.batches(config), corpus.table, corpus.tokenizer)
     own[sampling] = np.concatenate(
-      [corpus.own(batches.realm(step, indexed=Found())) for step in range(4)]
+      [corpus.own(batches.realm(step, indexed=Found(corpus.table))) for step in range(4)]
     )
   trained = set(range(32)) - set(batches.sentences.held_out().own_passages[:, 0])
   assert sorted(own["passages"][: len(trained)]) == sorted(trained), (

@@ -28,6 +28,11 @@ class Gathered(NamedTuple):
   first: object
 
 
+def are_tensorflow_cpus() -> bool:
+  """Returns whether TensorFlow computes, and only on CPUs."""
+  return keras.backend.backend() == "tensorflow" and not tf.config.list_physical_devices("GPU")
+
+
 @contextlib.contextmanager
 def on(num: int, *, mixed_precision: bool = False) -> Iterator[None]:
   """Scope for building a model that trains on the first `num` GPUs.

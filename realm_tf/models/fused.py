@@ -1,4 +1,4 @@
-"""BERT's forward pass for inference on CPUs: the same weights in fewer, larger operations.
+"""BERT's forward pass on CPUs, without dropout: the same weights in fewer, larger operations.
 
 In a graph, TensorFlow fuses a product, its bias and GELU into one oneDNN operation if they follow
 each other as they do here. oneDNN multiplies bfloat16 in the processor's matrix units if it has
@@ -24,7 +24,10 @@ def encode(bert, token_ids: tf.Tensor, segment_ids: tf.Tensor | None = None, *, 
     sequence_output [N, L, H] and pooled_output [N, H], float32.
   """
   segment_ids = tf.zeros_like(token_ids) if segment_ids is None else segment_ids
-  num, length = tf.unstack(tf.shape(token_ids))
+  num, length = (
+    known or found
+    for known, found in zip(token_ids.shape, tf.unstack(tf.shape(token_ids)), strict=True)
+  )
   x = bert.get_layer("token_embedding")(token_ids)
   x += bert.get_layer("segment_embedding")(segment_ids)
   x += bert.position_embedding.position_embeddings[:length]

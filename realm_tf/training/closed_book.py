@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from realm_tf.corpus import metrics, passages
+from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.examples import epochs, packing
 from realm_tf.examples.questions import Question, read_questions
 from realm_tf.models import snapshots
+from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.realm import RealmModel
 from realm_tf.storage import artifacts
 from realm_tf.storage.columns import Ragged
@@ -51,37 +53,18 @@ def finetune(
   Raises:
     UserError: all answers are regular expressions, which cannot be spelled out.
   """
+  # ---- Inputs
   tokenizer = passages.load_tokenizer(passages_folder)
-  spelled = [row for row in rows if not row.regex]
-  if len(spelled) < len(rows):
-    print(
-      f"{len(rows) - len(spelled)} questions left out: their answers are regular expressions",
-      file=sys.stderr,
-    )
-  if not (rows := spelled):
-    raise artifacts.UserError(
-      "all answers are regular expressions, but finetune.retrieval=none learns to write answers "
-      "out. Use questions with literal answers."
-    )
+  rows = _spelled_out(rows)
   snapshot = snapshots.newest(reader_workdir, advice="run realm_tf.pretrain first.")
   packing.check_vocabulary(artifacts.read_info(snapshot), snapshot, tokenizer)
   with setup.scope():
     reader = snapshots.load_model(snapshot, "reader")
     model = RealmModel(None, reader)
     optimizer = setup.optimizer(schedule)
-  ids = Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
-  answers = [tokenizer(row.answers[:1]).to_list()[0][: reader.max_masks] for row in rows]
+  data = Examples(rows, reader, tokenizer)
 
-  def batch(step: int) -> dict[str, np.ndarray]:
-    drawn = epochs.epoch_rows(len(rows), step, schedule.batch_size, seed + 3)
-    targets = np.full([len(drawn), reader.max_masks], tokenizer.sep_id, np.int32)
-    target_mask = np.zeros(targets.shape, np.float32)
-    for at, row in enumerate(drawn):
-      size = len(answers[row])
-      targets[at, :size] = answers[row]
-      target_mask[at, : size + 1] = 1
-    return {**inputs(ids, drawn, reader, tokenizer), "targets": targets, "target_mask": target_mask}
-
+  # ---- Training
   def write_snapshot(root: str, step: int, more: Mapping) -> str:
     return snapshots.publish(
       root,
@@ -109,7 +92,7 @@ def finetune(
     )
   loop.train(
     model,
-    batch,
+    lambda step: data.batch(step, batch_size=schedule.batch_size, seed=seed + 3),
     workdir=workdir,
     schedule=schedule,
     jit_compile=setup.jit_compile,
@@ -118,6 +101,53 @@ def finetune(
   )
   said = best.take() if best else {}
   return write_snapshot(os.path.join(workdir, "snapshots"), schedule.steps, said)
+
+
+def _spelled_out(rows: Sequence[Question]) -> list[Question]:
+  """Returns the questions with literal answers; prints how many are left out.
+
+  Raises:
+    UserError: there are none.
+  """
+  spelled = [row for row in rows if not row.regex]
+  if len(spelled) < len(rows):
+    print(
+      f"{len(rows) - len(spelled)} questions left out: their answers are regular expressions",
+      file=sys.stderr,
+    )
+  if not spelled:
+    raise artifacts.UserError(
+      "all answers are regular expressions, but finetune.retrieval=none learns to write answers "
+      "out. Use questions with literal answers."
+    )
+  return spelled
+
+
+class Examples:
+  """Questions whose answers the reader learns to write out.
+
+  Args:
+    rows: the questions; the first answer of each is the target.
+    reader: the reader to train.
+    tokenizer: tokenizer of the reader.
+  """
+
+  def __init__(self, rows: Sequence[Question], reader: MaskedReader, tokenizer: Tokenizer):
+    self.reader, self.tokenizer = reader, tokenizer
+    self.ids = Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
+    self.answers = [tokenizer(row.answers[:1]).to_list()[0][: reader.max_masks] for row in rows]
+
+  def batch(self, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
+    """Returns the inputs of the reader, targets [B, M] int32 and target_mask [B, M] float32."""
+    drawn = epochs.epoch_rows(len(self.answers), step, batch_size, seed)
+    targets = np.full([len(drawn), self.reader.max_masks], self.tokenizer.sep_id, np.int32)
+    target_mask = np.zeros(targets.shape, np.float32)
+    for at, row in enumerate(drawn):
+      size = len(self.answers[row])
+      targets[at, :size] = self.answers[row]
+      target_mask[at, : size + 1] = 1
+    found = inputs(self.ids, drawn, self.reader, self.tokenizer)
+    return {**found, "targets": targets, "target_mask": target_mask}
 
 
 def exact_match_of(rows: Sequence[Question], texts: Sequence[str]) -> float:

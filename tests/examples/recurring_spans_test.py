@@ -80,6 +80,9 @@ class Fixed:
 
   num_rows = 64
 
+  def __init__(self, table: passages.PassageTable):
+    self.table = table
+
   def search(self, query_ids, num):
     numbers = np.tile(np.arange(num, dtype=np.int32), (len(query_ids), 1))
     return Found(numbers, np.zeros(numbers.shape, np.float32))
@@ -425,7 +428,7 @@ def test_a_corpus_where_no_span_recurs(made, tmp_path, capfd):
   np.testing.assert_array_equal(batch["allowed"], np.ones([8, 8]))
   batches = realm_batches.Batches(settings.batches(config), table, tokenizer)
   assert "REALM continues without holders" in capfd.readouterr().err
-  assert batches.realm(0, indexed=Fixed())["query_ids"].shape == (4, 24)
+  assert batches.realm(0, indexed=Fixed(batches.table))["query_ids"].shape == (4, 24)
 
 
 # ----------------------------------------------------------------------------------------- training
@@ -529,7 +532,7 @@ def recorded(batches, monkeypatch, pack=lambda *given: None) -> list[tuple]:
   kept = []
 
   def record(*given):
-    kept.append(given)
+    kept.append(given[:3])
     return pack(*given)
 
   monkeypatch.setattr(batches, "_pack", record)
@@ -551,7 +554,7 @@ def test_given_holders_are_annealed_away_over_the_first_half(made, parts, monkey
   kept = recorded(batches, monkeypatch, pack=batches._pack)
   shares = []
   for step in range(40):
-    batch = batches.realm(step, indexed=Fixed())
+    batch = batches.realm(step, indexed=Fixed(batches.table))
     queries, _, numbers = kept[-1]
     np.testing.assert_array_equal(batch["unread"], unread_passages(queries, numbers))
     assert (numbers[:, 0] == NULL_PASSAGE).all()
@@ -585,7 +588,7 @@ def test_given_candidates_may_stay(made, parts, monkeypatch, anneal, wanted):
   batches = realm_batches.Batches(settings.batches(config), table, tokenizer)
   kept = recorded(batches, monkeypatch)
   for step, share in enumerate(wanted):
-    batches.realm(step, indexed=Fixed())
+    batches.realm(step, indexed=Fixed(batches.table))
     queries, query_ids, numbers = kept[-1]
     hard = queries.own_passages[:, 0] > 0  # `Fixed` finds 0 first
     given = (numbers[hard, 1] == queries.own_passages[hard, 0]).mean()
@@ -611,7 +614,7 @@ def test_a_share_of_the_queries_keeps_its_own_passage(made, parts, monkeypatch):
   batches = realm_batches.Batches(settings.batches(config), table, tokenizer)
   kept = recorded(batches, monkeypatch)
   for step in range(8):
-    batches.realm(step, indexed=Fixed())
+    batches.realm(step, indexed=Fixed(batches.table))
     queries, _, numbers = kept[-1]
     own = contains(numbers, queries.own_passages)[:, 0]
     assert not own[:6].any() and (step or own[6:].all()), f"step {step}: {own}"
@@ -655,7 +658,7 @@ def test_what_is_given_counts_at_the_start(made, parts, capfd, own_passages, hol
     realm__own_passages=own_passages,
   )
   batches = realm_batches.Batches(settings.batches(config), table, tokenizer)
-  said = realm_measures.tell_start(Unmoved(), batches, Fixed())
+  said = realm_measures.tell_start(Unmoved(), batches, Fixed(table))
   assert said["retrieval_utility"] == 0 and words in capfd.readouterr().out
   if own_passages == 1:
     assert said["answer_read"] == 1, "a cloze's own passage holds its answer"
@@ -673,7 +676,7 @@ def test_evidence_is_the_answer_in_a_candidate_as_it_is_read(made, parts):
     retriever__query_length=24,
   )
   batch = realm_batches.Batches(settings.batches(config), table, tokenizer).realm(
-    0, indexed=Fixed()
+    0, indexed=Fixed(table)
   )
   for row in range(16):
     answer = " ".join(map(str, batch["targets"][row][batch["target_mask"][row] > 0]))
@@ -692,7 +695,9 @@ def test_the_reader_warms_up_on_holders(made, parts, monkeypatch):
   batches = realm_batches.Batches(settings.batches(made), table, tokenizer)
   kept = recorded(batches, monkeypatch)
   for step in range(6):
-    batches.masked_lm(step, batch_size=8, pretraining_every=2, holders=0.5, indexed=Fixed())
+    batches.masked_lm(
+      step, batch_size=8, pretraining_every=2, holders=0.5, indexed=Fixed(batches.table)
+    )
     queries, _, numbers = kept[-1]
     assert contains(queries.holders, numbers)[:4].all(), "a passage that holds the masked span"
     assert (numbers[4:] == queries.own_passages[4:, :1]).all() == (step % 2 == 0), (
