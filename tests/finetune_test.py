@@ -687,9 +687,9 @@ def refreshed(toy, tmp_path_factory) -> Refreshed:
 
   over = QaExamples.over
 
-  def recorded(data, search, embeddings):
+  def recorded(data, search, embeddings, table):
     if len(data.rows) == NUM_DEV:
-      return over(data, search, embeddings)  # the dev questions
+      return over(data, search, embeddings, table)  # the dev questions
 
     def watched(query_ids, texts):
       found = search(query_ids, texts)
@@ -700,7 +700,7 @@ def refreshed(toy, tmp_path_factory) -> Refreshed:
         time.sleep(0.5 if indexed_yet() else 0.1)  # it is opened in the background
       return found
 
-    return over(data, watched, embeddings)
+    return over(data, watched, embeddings, table)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(QaExamples, "over", recorded)
