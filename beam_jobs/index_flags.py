@@ -19,7 +19,7 @@ def define() -> None:
   flags.DEFINE_enum(
     "embedding_type",
     IndexConfig.embedding_type,
-    list(EMBEDDING_TYPES),
+    EMBEDDING_TYPES,
     "Type in which embeddings are stored and searched; float16 and bfloat16 take half the memory.",
   )
   flags.DEFINE_float(

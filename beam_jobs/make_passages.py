@@ -123,6 +123,7 @@ def run(
       f"got --max_tokens={max_tokens}, --passages_per_shard={passages_per_shard}, "
       f"--segment_passages={segment_passages}; wanted at least 16, 1 and 1."
     )
+
   # ---- Inputs
   reads = [*sources.paths_of(inputs), *sources.paths_of(vocab_input), *([vocab] if vocab else [])]
   ownership.check_apart(output, reads)

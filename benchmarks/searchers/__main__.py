@@ -30,7 +30,7 @@ if __name__ == "__main__":
   flags.DEFINE_enum(
     "embedding_type",
     IndexConfig.embedding_type,
-    list(EMBEDDING_TYPES),
+    EMBEDDING_TYPES,
     "Type of the embeddings; ScaNN and FAISS make them float32.",
   )
   flags.DEFINE_enum("row_type", IndexConfig.row_type, ROW_TYPES, "Type of partitioned rows.")
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
   rows, chosen_by, queries = inputs.embeddings_and_queries(
     args.num_rows, args.dim, args.num_queries, args.seed
   )
-  rows = rows.astype(EMBEDDING_TYPES[args.embedding_type])
+  rows = rows.astype(args.embedding_type, copy=False)
   config = IndexConfig(
     searcher=args.searcher,
     embedding_type=args.embedding_type,

@@ -27,7 +27,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer("rows", 13_353_718, "Number of passages.", lower_bound=1)
   flags.DEFINE_list("searchers", ["scann", "partitioned"], "Searchers; the first one is served.")
   flags.DEFINE_enum(
-    "embedding_type", "float16", list(EMBEDDING_TYPES), "Type in which embeddings are stored."
+    "embedding_type", "float16", EMBEDDING_TYPES, "Type in which embeddings are stored."
   )
   flags.DEFINE_enum("reorder_type", "int8", REORDER_TYPES, "What ScaNN computes scores from.")
   flags.DEFINE_integer("num_questions", 1000, "Questions to ask.", lower_bound=1)

@@ -231,7 +231,7 @@ class Swapper:
     self._segments = _segments_of(first.folder)
     self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="index-loader")
     self._loading: concurrent.futures.Future | None = None
-    self._tried: index.Version | None = None
+    self._tried = index.Version(first.folder, -1)  # no index that exists
 
   def advance(self) -> bool:
     """Switches to a newer index if one has finished loading; never waits.
@@ -245,7 +245,7 @@ class Swapper:
     if self._loading is not None and self._loading.done():
       loading, self._loading = self._loading, None
       if (error := loading.exception()) is not None:
-        print(f"index {self._tried and self._tried.folder} is not used: {error}")
+        print(f"index {self._tried.folder} is not used: {error}")
       elif (newer := loading.result()) is not None:
         self.current, swapped = newer, True
         self.swaps += 1
@@ -261,11 +261,11 @@ class Swapper:
     The current snapshot has a newer index if the passages were updated.
     """
     table, newer = self.current.table, artifacts.step_of(folder) - self.current.step
-    updated = not is_of(folder, table)
+    updated, segments = not is_of(folder, table), _segments_of(folder)
     if newer < 0 or (newer == 0 and not updated):
       return None
     if updated:
-      if not self._segments.items() <= _segments_of(folder).items():
+      if not self._segments.items() <= segments.items():
         raise artifacts.ArtifactError(
           "the passages were compacted or made anew since training began, so they have other "
           "numbers. To train on them, annotate their spans again, and run the trainer again."
@@ -274,7 +274,9 @@ class Swapper:
       print(f"{table.folder}: the passages were updated; there are {table.num_alive:,} now.")
     snapshot = artifacts.step_folder(self._snapshots_root, artifacts.step_of(folder))
     loaded = load(folder, table=table, snapshot=snapshot)
-    return self._prepare(loaded) if self._prepare else loaded
+    loaded = self._prepare(loaded) if self._prepare else loaded
+    self._segments = segments
+    return loaded
 
 
 def is_of(index_folder: str, table: PassageTable) -> bool:

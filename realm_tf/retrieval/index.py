@@ -88,8 +88,8 @@ def write_shard(path: str, embeddings: np.ndarray, *, embedding_type: str = "flo
     UserError: an embedding is finite, but too large for this type.
   """
   with np.errstate(over="ignore"):
-    stored = embeddings.astype(EMBEDDING_TYPES[embedding_type])
-  if np.isfinite(embeddings).all() and not np.isfinite(stored).all():
+    stored = embeddings.astype(embedding_type, copy=False)
+  if not np.isfinite(stored).all() and np.isfinite(embeddings).all():
     raise artifacts.UserError(
       f"an embedding has the number {np.abs(embeddings).max():.4g}, which is too large for "
       f"{embedding_type}; use embedding_type bfloat16 or float32."
@@ -107,7 +107,7 @@ def read_shard(path: str) -> np.ndarray:
   folder, name = os.path.split(path)
   integrity.check_digests(folder, [name])
   rows = array_files.read(path, advice=_AGAIN)
-  if rows.ndim != 2 or rows.dtype not in EMBEDDING_TYPES.values():
+  if rows.ndim != 2 or rows.dtype.name not in EMBEDDING_TYPES:
     raise artifacts.ArtifactError(
       f"{path!r} holds an array {list(rows.shape)} of {rows.dtype}; wanted [n, D] of "
       f"{' or '.join(EMBEDDING_TYPES)}. {_AGAIN}"

@@ -2,19 +2,12 @@
 
 import dataclasses
 
-import ml_dtypes
-import numpy as np
-
 from realm_tf.errors import UserError
 
 SEARCHERS = ("exact", "partitioned", "scann")
 ROW_TYPES = ("int8", "bfloat16")
 REORDER_TYPES = ("float32", "int8")
-EMBEDDING_TYPES = {  # name → type
-  "float32": np.dtype(np.float32),
-  "float16": np.dtype(np.float16),
-  "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
+EMBEDDING_TYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -178,8 +178,9 @@ class Refresher:
     )
 
   def newest_index(self) -> index.Version | None:
-    """Returns the newest complete index of these passages, as they are now, and snapshots, or None.
+    """Returns the newest complete index of the snapshots and of the passages as they are now.
 
+    Returns None if there is none.
     Other indexes are ignored with one warning each.
     """
     for folder in reversed(artifacts.complete_folders(self.indexes)):

@@ -118,9 +118,10 @@ def train_with_refresh(
 
 
 def newest_index(workdir: str, first: IndexedRetriever) -> IndexedRetriever:
-  """Returns the index to resume with: W's newest of the same passages, or the first.
+  """Returns the index to resume with: the newest in W, or the first.
 
-  Its snapshot still exists. If the passages have been updated, the job soon makes newer ones.
+  An index in W counts if its snapshot still exists and it was made from the passages of the first
+  one. If the passages have been updated since, the job makes newer ones.
   """
   for folder in reversed(artifacts.complete_folders(os.path.join(workdir, "indexes"))):
     snapshot = artifacts.step_folder(os.path.join(workdir, "snapshots"), artifacts.step_of(folder))

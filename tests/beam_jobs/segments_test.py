@@ -205,3 +205,28 @@ def test_a_trainer_takes_an_update_over_but_no_other_numbers(made, corpus, tmp_p
   versions.append(index.Version(output, 2))
   assert not advanced() and swapper.current is updated
   assert "is not used: the passages were compacted or made anew" in capfd.readouterr().out
+
+
+def test_numbers_are_compared_with_the_corpus_in_use(made, tmp_path, capfd):
+  """After an update is taken over, a compaction of what it added is not, whatever came first."""
+  corpus, root, output = (str(tmp_path / name) for name in ("P", "snapshots", "indexes/00000007"))
+  first = write(tmp_path / "first.jsonl", TOWNS[:25])  # a full segment, which compaction keeps
+  make_passages.run(first, corpus, vocab=str(made / "all"), **SIZES)
+  shutil.copytree(made / "snapshots", root)
+  embed(tmp_path, corpus, output)
+  indexed = dense.load(output, table=passages.load(corpus), snapshot=f"{root}/00000007")
+  versions = [index.Version(output, 1)]
+  swapper = dense.Swapper(indexed, newest_index=lambda: versions[-1], snapshots_root=root)
+  for number in (25, 26):
+    added = write(tmp_path / "new.jsonl", [TOWNS[number]])
+    update_passages.update(corpus, add=added)
+  update_passages.update(corpus, delete=["25"])
+  for taken in (True, False):
+    embed(tmp_path, corpus, output)
+    versions.append(index.Version(output, 1 + len(versions)))
+    swapper.advance()
+    swapper._loading.exception()  # waits until it is done
+    assert swapper.advance() == taken
+    update_passages.compact(corpus)
+  assert index.segments_of(output) == [0, 1] and len(swapper.current.table) == 27
+  assert "is not used: the passages were compacted or made anew" in capfd.readouterr().out

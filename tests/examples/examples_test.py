@@ -4,6 +4,7 @@ The ids of every packing are written by hand; draws are pure functions of step a
 """
 
 import collections
+import functools
 import itertools
 import re
 import time
@@ -251,11 +252,17 @@ def test_sentence_ranges_part_the_text(ict_table, tokenizer):
     assert sentences_of(ict_table, number) == tokenizer(written).to_list(), ict_table.texts[number]
 
 
-@pytest.mark.parametrize("removal_rate", [0.0, 0.7, 1.0])
-def test_ict_examples(removal_rate, tokenizer, ict_table):
-  data = IctExamples(
-    ict_table, tokenizer=tokenizer, query_length=20, passage_length=40, removal_rate=removal_rate
+@pytest.fixture
+def ict_examples(tokenizer, ict_table):
+  """Makes examples of `ict_table`, with more or other settings."""
+  return functools.partial(
+    IctExamples, ict_table, tokenizer=tokenizer, query_length=20, passage_length=40
   )
+
+
+@pytest.mark.parametrize("removal_rate", [0.0, 0.7, 1.0])
+def test_ict_examples(removal_rate, tokenizer, ict_table, ict_examples):
+  data = ict_examples(removal_rate=removal_rate)
   by_text = collections.defaultdict(set)
   (alone,) = tokenizer(["he was ron."]).to_list()
   removed, single = [], 0
@@ -288,15 +295,8 @@ def test_ict_examples(removal_rate, tokenizer, ict_table):
     assert np.mean(removed) == removal_rate
 
 
-def test_ict_queries_may_be_runs_of_words(tokenizer, ict_table):
-  data = IctExamples(
-    ict_table,
-    tokenizer=tokenizer,
-    query_length=20,
-    passage_length=40,
-    removal_rate=0.0,
-    query_words=(2, 3),
-  )
+def test_ict_queries_may_be_runs_of_words(tokenizer, ict_table, ict_examples):
+  data = ict_examples(removal_rate=0.0, query_words=(2, 3))
   sizes = set()
   for step in range(30):
     drawn = data.draw(step, batch_size=8, seed=3)
@@ -313,16 +313,8 @@ def test_ict_queries_may_be_runs_of_words(tokenizer, ict_table):
 
 
 @pytest.mark.parametrize("title_share", [0.0, 0.5, 1.0])
-def test_ict_queries_may_begin_with_the_title(tokenizer, ict_table, title_share):
-  data = IctExamples(
-    ict_table,
-    tokenizer=tokenizer,
-    query_length=6,
-    passage_length=40,
-    removal_rate=0.0,
-    query_words=(2, 3),
-    title_share=title_share,
-  )
+def test_ict_queries_may_begin_with_the_title(tokenizer, ict_table, ict_examples, title_share):
+  data = ict_examples(query_length=6, removal_rate=0.0, query_words=(2, 3), title_share=title_share)
   titled = []
   for step in range(30):
     drawn = data.draw(step, batch_size=8, seed=3)
@@ -342,15 +334,8 @@ def test_ict_queries_may_begin_with_the_title(tokenizer, ict_table, title_share)
   assert abs(np.mean(titled) - title_share) < 0.1
 
 
-def test_ict_queries_show_no_title_that_passages_do_not_show(tokenizer, ict_table):
-  data = IctExamples(
-    ict_table,
-    tokenizer=tokenizer,
-    query_length=20,
-    passage_length=40,
-    title_length=0,
-    title_share=1.0,
-  )
+def test_ict_queries_show_no_title_that_passages_do_not_show(tokenizer, ict_table, ict_examples):
+  data = ict_examples(title_length=0, title_share=1.0)
   for step in range(3):
     drawn = data.draw(step, batch_size=8, seed=3)
     for query, number in zip(drawn.queries, drawn.numbers, strict=True):
