@@ -15,6 +15,7 @@ from serving.tf_serving.batching import Arrays
 from serving.tf_serving.status import invalid, type_name
 
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 _BYTES_SUFFIX = "_bytes"  # outputs whose names end so are base64
 
 
@@ -76,9 +77,7 @@ def _texts(name: str, array: np.ndarray) -> list[str]:
   if array.dtype == object:
     if name.endswith(_BYTES_SUFFIX):
       return [json.dumps({"b64": base64.b64encode(value).decode()}) for value in values]
-    return [
-      json.dumps(value.decode(errors="surrogateescape"), ensure_ascii=False) for value in values
-    ]
+    return [_encode(value.decode(errors="surrogateescape")) for value in values]
   if array.dtype.kind in "iu":
     return list(map(str, values))
   if array.dtype.kind == "b":

@@ -5,6 +5,7 @@ Paths and codes are as in TensorFlow Serving (model_servers/http_rest_api_util.c
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import math
@@ -12,7 +13,7 @@ import re
 import threading
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import grpc
@@ -57,9 +58,11 @@ _CORS_HEADERS = {
   "Access-Control-Allow-Headers": "Content-Type",
 }
 _STATUS_OF_BODIES = {TooLarge: 413, TooSlow: 408}
-# Larger bodies are parsed one at a time: their objects take many times their size, and parsing
-# blocks Python's interpreter, so that other requests get a turn only between two of them.
+# Larger bodies are parsed, and larger responses written, one at a time: their objects take many
+# times their size, and the work holds Python's interpreter, so that with several at once small
+# requests would wait for all of them.
 _LARGE_BODY_BYTES = 1 << 17
+_LARGE_OUTPUT_VALUES = 1 << 13
 # For a client that is still sending when its answer is ready; then its connection is closed.
 _LINGERING_SECS = 2.0
 _MAX_IDLE_SECS = 3600.0  # of a connection, where requests may take any time
@@ -107,7 +110,7 @@ class RestApi:
     self._timeout_secs = timeout_secs or math.inf
     self._workers = Workers(num_threads, max_waiting=max_waiting, name="rest")
     self._bodies = Bodies(max_bytes=max_request_bytes, max_total_bytes=max_bytes_in_work)
-    self._parsing = threading.Semaphore(1)
+    self._large_work = threading.Semaphore(1)
     self._metrics_path = metrics_path
     self._headers = _CORS_HEADERS if cors else {}
 
@@ -199,20 +202,28 @@ class RestApi:
       raise too_late()
     content = body.inflated(deadline)
     with self._predictor.models.hold(spec) as servable:
-      if len(content) <= _LARGE_BODY_BYTES:
+      with self._turn(deadline, large=len(content) > _LARGE_BODY_BYTES):
         parsed = self._parse(content, servable.signatures, deadline)
-      else:
-        wait_secs = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
-        if not self._parsing.acquire(timeout=max(wait_secs, 0)):
-          raise too_late()
-        try:
-          parsed = self._parse(content, servable.signatures, deadline)
-        finally:
-          self._parsing.release()
       outputs = self._predictor.run(parsed.signature, parsed.inputs, deadline)
-    if parsed.by_row:
-      return json_responses.write_rows(outputs)
-    return json_responses.write_columns(outputs)
+    num_values = sum(array.size for array in outputs.values())
+    with self._turn(deadline, large=num_values > _LARGE_OUTPUT_VALUES):
+      if parsed.by_row:
+        return json_responses.write_rows(outputs)
+      return json_responses.write_columns(outputs)
+
+  @contextlib.contextmanager
+  def _turn(self, deadline: float, *, large: bool) -> Iterator[None]:
+    """Lets one piece of large work run at a time; small work runs at once. Raises StatusError."""
+    if not large:
+      yield
+      return
+    wait_secs = min(deadline - time.monotonic(), threading.TIMEOUT_MAX)
+    if wait_secs <= 0 or not self._large_work.acquire(timeout=wait_secs):
+      raise too_late()
+    try:
+      yield
+    finally:
+      self._large_work.release()
 
   def _parse(self, content: bytes, signatures: Mapping[str, Signature], deadline: float) -> _Parsed:
     """Parses a request into its signature and inputs. Raises StatusError."""

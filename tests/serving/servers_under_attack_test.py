@@ -506,7 +506,7 @@ def test_a_large_request_does_not_keep_others_waiting(asked, body):
       assert asked.post({"instances": ["a"]})[0] == 200
       waits.append(time.monotonic() - asked_at)
   assert {future.result()[0] for future in large} <= {200, 400, 429, 504}
-  assert np.median(waits) < TIMEOUT_SECS and max(waits) < 3 * TIMEOUT_SECS, waits
+  assert max(waits) < TIMEOUT_SECS, waits
 
 
 def info(dtype: tf.DType) -> dict[str, meta_graph_pb2.TensorInfo]:
