@@ -1,4 +1,4 @@
-"""Stages with questions: zero-shot retrieval, fine-tuning, evaluation, export and serving."""
+"""Stages with questions: zero-shot retrieval, fine-tuning, evaluation, serving, a new article."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -188,3 +188,32 @@ def _served(plan: Plan) -> Stage:
     outputs=(output,),
     folder=output,
   )
+
+
+# ===================================================================================== new article
+
+
+def new_article_stages(plan: Plan) -> list[Stage]:
+  """Returns the stage that replaces an article of the built-in corpus and asks REALM again."""
+  if not (plan.corpus.builtin and "realm" in plan.evaluated):
+    return []
+  output, workdir = new_article(plan), os.path.join(plan.finetune.workdir, "realm")
+  return [
+    Stage(
+      "new article",
+      (
+        "realm_tf.replace_article",
+        f"--workdir={workdir}",
+        f"--predictions={predictions(plan, 'realm')}",
+        f"--output={output}",
+      ),
+      inputs=(plan.passages, workdir, predictions(plan, "realm")),
+      outputs=(output,),
+      folder=output,
+    )
+  ]
+
+
+def new_article(plan: Plan) -> str:
+  """Returns the path of the answers before and after an article is replaced."""
+  return os.path.join(plan.run_dir, "new_article.json")

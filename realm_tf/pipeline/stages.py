@@ -6,7 +6,9 @@ from realm_tf.pipeline.stage import Stage
 
 
 def all_stages(plan: Plan) -> list[Stage]:
-  """Returns the stages of the corpus, warm starts, REALM, compared systems and served system.
+  """Returns the stages of the corpus, warm starts, REALM, the compared systems, the served one.
+
+  With the built-in corpus, the last one replaces an article.
 
   Raises:
     ConfigError: no corpus, or an unknown system.
@@ -18,4 +20,5 @@ def all_stages(plan: Plan) -> list[Stage]:
     *open_qa.zero_shot_stages(plan),
     *open_qa.system_stages(plan),
     *open_qa.serving_stages(plan),
+    *open_qa.new_article_stages(plan),
   ]

@@ -41,6 +41,8 @@ def summarize(plan: Plan, wall_secs: Mapping[str, float]) -> dict:
   for name in ("refreshes", "steps_during_refreshes", "max_index_age_steps", "max_staleness_steps"):
     found[name] = int(last[name])
   found["wall_secs"] = {name: round(secs, 1) for name, secs in wall_secs.items()}
+  if open_qa.new_article_stages(plan):
+    found["new_article"] = json.loads(artifacts.read_text(open_qa.new_article(plan)))
   return found | _shown_answers(plan)
 
 
@@ -128,6 +130,19 @@ def describe(answer: Mapping, *, bold: bool) -> str:
   return "\n".join(lines)
 
 
+def describe_new_article(found: Mapping) -> str:
+  """Formats the answers before and after an article is replaced."""
+  secs = sum(found["secs"].values())
+  lines = [
+    f"Then the article {found['title']!r} was replaced, without training, in {secs:.0f} s.",
+    f"Q: {found['question']}",
+  ]
+  for when in ("before", "after"):
+    answer = found[when]
+    lines.append(f"A {when}: {answer['answer'] or '(none)'}, read in: {answer['text']}")
+  return "\n".join(lines)
+
+
 def show(summary: Mapping, run_dir: str) -> None:
   """Prints the summary."""
   secs = summary["wall_secs"]
@@ -145,4 +160,6 @@ def show(summary: Mapping, run_dir: str) -> None:
   )
   for answer in summary["answers"]:
     print("\n" + describe(answer, bold=sys.stdout.isatty()))
+  if "new_article" in summary:
+    print("\n" + describe_new_article(summary["new_article"]))
   print(f"\n{os.path.join(run_dir, SUMMARY)}\n{os.path.join(run_dir, PLOT)}", flush=True)

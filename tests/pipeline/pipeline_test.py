@@ -51,7 +51,7 @@ TINY = {
   "evaluate.systems": "('closed_book','realm')",
 }
 SYSTEMS = {"closed_book", "realm"}
-NUM_STAGES = 20
+NUM_STAGES = 21
 
 
 def run_pipeline(
@@ -113,6 +113,7 @@ def test_quickstart(tmp_path):
     f"the index in use was at most {summary['max_index_age_steps']} steps old, and at most "
     f"{summary['max_staleness_steps']} behind the newest snapshot."
   ) in first.stdout
+  assert f"Then the article {summary['new_article']['title']!r} was replaced" in first.stdout
   assert os.path.getsize(os.path.join(run_dir, summaries.PLOT)) > 10_000
 
   # Again: nothing to do.
@@ -163,6 +164,9 @@ def check_scores(summary: dict, run_dir: str) -> None:
     secs > 0 for secs in summary["wall_secs"].values()
   )
   check_served(summary, run_dir)
+  changed = summary["new_article"]
+  assert changed["before"]["answer"] in changed["before"]["text"] and changed["after"]["answer"]
+  assert set(changed["secs"]) == {"update_passages", "embed_passages"}
   assert len(summary["answers"]) == 4
   for answer in summary["answers"]:
     passage, (start, end) = answer["passages"][answer["read_from"]], answer["byte_span"]
