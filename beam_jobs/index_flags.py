@@ -4,7 +4,6 @@ from absl import flags
 
 from realm_tf.retrieval.index_config import (
   EMBEDDING_TYPES,
-  REORDER_TYPES,
   ROW_TYPES,
   SEARCHERS,
   IndexConfig,
@@ -42,13 +41,6 @@ def define() -> None:
     ROW_TYPES,
     "Type of the numbers that --searcher=partitioned searches; bfloat16 takes twice the memory.",
   )
-  flags.DEFINE_enum(
-    "reorder_type",
-    IndexConfig.reorder_type,
-    REORDER_TYPES,
-    "Type of the numbers from which --searcher=scann computes scores; int8 takes one byte a "
-    "number instead of four, and is less precise.",
-  )
   flags.DEFINE_bool("mixed_precision", False, "Compute in bfloat16.")
   flags.DEFINE_integer("batch_size", 64, "Passages in a batch.")
   flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA, on a GPU.")
@@ -64,6 +56,5 @@ def config_of(args: flags.FlagValues) -> IndexConfig:
     leaves_to_search=args.leaves_to_search,
     reorder=args.reorder,
     row_type=args.row_type,
-    reorder_type=args.reorder_type,
     mixed_precision=args.mixed_precision,
   )

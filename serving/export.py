@@ -19,6 +19,7 @@ With --watch it keeps running, and exports whenever the snapshot, the index or t
 changed. Beside `beam_jobs.refresh_index --watch`, a server so gets every update of the passages.
 """
 
+import functools
 import json
 import os
 import sys
@@ -121,23 +122,15 @@ def build(
     UserError: more passages are to be read than retrieved, or there are more candidates than
       passages in the corpus.
   """
-  sizes = {"N": num_answers, "K": min(num_retrieved, table.num_alive)}
   tokenizer, module, functions = system.tokenizer, tf.Module(), {}
-  corpus = retrieval.Corpus(table, tokenizer)
-  reads = system.span_reader or system.retriever  # questions are packed as in its training
-  module.retrieval = retrieval.Retrieval(
-    corpus,
-    searcher,
-    system.retriever.query_tower,
-    tokenizer=tokenizer,
-    query_length=reads.query_length,
+  sizes = {"N": num_answers, "K": min(num_retrieved, table.num_alive)}
+  search = functools.partial(
+    retrieval.Retrieval, retrieval.Corpus(table, tokenizer), searcher, tokenizer=tokenizer
   )
+  reads = system.span_reader or system.retriever  # questions are packed as in its training
+  module.retrieval = search(system.retriever.query_tower, query_length=reads.query_length)
   if system.span_reader:
-    sizes["R"] = min(system.num_read, sizes["K"]) if num_passages is None else num_passages
-    if sizes["R"] > sizes["K"]:
-      raise artifacts.UserError(
-        f"{sizes['R']} passages to read, but only {sizes['K']} are retrieved; lower --num_passages."
-      )
+    sizes["R"] = _num_read(num_passages, system, num_retrieved=sizes["K"])
     module.answering = answering.Answering(
       module.retrieval,
       system.span_reader,
@@ -154,15 +147,8 @@ def build(
         "lower --num_candidates."
       )
     sizes["C"] = num_candidates
-    for_blanks = retrieval.Retrieval(
-      corpus,
-      searcher,
-      system.pretrained.query_tower,
-      tokenizer=tokenizer,
-      query_length=system.masked_reader.query_length,
-    )
     module.mask_filling = mask_filling.MaskFilling(
-      for_blanks,
+      search(system.pretrained.query_tower, query_length=system.masked_reader.query_length),
       system.masked_reader,
       null_vector=null_vector(system.pretrained, tokenizer),
       tokenizer=tokenizer,
@@ -174,6 +160,16 @@ def build(
     question, sizes["K"]
   )
   return module, {name: _function(name, function) for name, function in functions.items()}, sizes
+
+
+def _num_read(wanted: int | None, system: System, *, num_retrieved: int) -> int:
+  """Returns how many passages are read. Raises UserError if more are wanted than retrieved."""
+  num = min(system.num_read, num_retrieved) if wanted is None else wanted
+  if num > num_retrieved:
+    raise artifacts.UserError(
+      f"{num} passages to read, but only {num_retrieved} are retrieved; lower --num_passages."
+    )
+  return num
 
 
 def _function(name: str, function):

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from realm_tf import cli
-from realm_tf.retrieval.index_config import EMBEDDING_TYPES, REORDER_TYPES, IndexConfig
+from realm_tf.retrieval.index_config import EMBEDDING_TYPES, IndexConfig
 
 if __name__ == "__main__":
   flags.DEFINE_string("passages", None, "Real passages.", required=True)
@@ -29,7 +29,6 @@ if __name__ == "__main__":
   flags.DEFINE_enum(
     "embedding_type", "float16", EMBEDDING_TYPES, "Type in which embeddings are stored."
   )
-  flags.DEFINE_enum("reorder_type", "int8", REORDER_TYPES, "What ScaNN computes scores from.")
   flags.DEFINE_integer("num_questions", 1000, "Questions to ask.", lower_bound=1)
   flags.DEFINE_integer("num_added", 10_000, "Passages to add at the end; 0: none.", lower_bound=0)
   cli.start("benchmarks.wikipedia_size.__main__")
@@ -93,7 +92,6 @@ def main(argv: Sequence[str]) -> None:
       searcher=searcher,
       recall=0.99,
       embedding_type=args.embedding_type,
-      reorder_type=args.reorder_type,
     )
     steps.run(
       f"build {searcher}",

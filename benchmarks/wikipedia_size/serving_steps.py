@@ -18,7 +18,7 @@ from realm_tf.storage import artifacts, json_lines
 from serving.remote import Client
 
 MODEL, RETRIEVE = "realm", "retrieve"
-CONFIG = ("searcher", "embedding_type", "reorder_type", "recall")  # flags of the index's job
+CONFIG = ("searcher", "embedding_type", "recall")  # flags of the index's job
 _START_SECS = 900
 NEW = "Quillonian Weir"  # in no other text
 

@@ -15,8 +15,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import tensorflow as tf
 
-from realm_tf.corpus.candidates import Found
-from realm_tf.retrieval.exact import SCORES_AT_ONCE, check_num
+from realm_tf.corpus.candidates import NULL_PASSAGE, Found
+from realm_tf.retrieval.exact import SCORES_AT_ONCE, ExactSearcher, check_num
 from realm_tf.retrieval.index_config import IndexConfig
 from realm_tf.storage import artifacts
 
@@ -60,10 +60,12 @@ class Width:
 class ApproximateSearcher(tf.Module):
   """A searcher over partitions of the embeddings, which may miss near neighbours.
 
-  A subclass has `kind`, `build`, and `_search(queries, num, leaves, reorder)`.
+  A subclass finds candidates by codes of the embeddings. Their scores are computed from the
+  embeddings themselves. It has `kind`, `build`, `save`, `load`, and `_search(queries, num, leaves,
+  reorder)`.
 
   Args:
-    num_rows: number of passages.
+    embeddings: [N, D] float32, float16 or bfloat16.
     num_leaves: number of partitions; 0 if every passage is scored exactly, without partitions.
     widths: search widths by ascending `num`; not needed without partitions.
     num_queries: number of queries that the recall of `widths` was measured with.
@@ -71,9 +73,13 @@ class ApproximateSearcher(tf.Module):
 
   kind: str  # as in `IndexConfig.searcher`
 
-  def __init__(self, *, num_rows: int, num_leaves: int, widths: Sequence[Width], num_queries: int):
+  def __init__(
+    self, embeddings: np.ndarray, *, num_leaves: int, widths: Sequence[Width], num_queries: int
+  ):
     super().__init__()
-    self.num_rows = num_rows
+    with tf.device("CPU"):
+      self.exact = ExactSearcher(embeddings)
+    self.num_rows = len(embeddings)
     self.num_leaves = num_leaves
     self.widths = tuple(widths)
     self.num_queries = num_queries
@@ -102,11 +108,23 @@ class ApproximateSearcher(tf.Module):
   def settings(self) -> dict:
     """Arguments of `load` in addition to the files, for info.json."""
     return {
-      "num_rows": self.num_rows,
       "num_leaves": self.num_leaves,
       "widths": [dataclasses.asdict(width) for width in self.widths],
       "num_queries": self.num_queries,
     }
+
+  def save(self, folder: str) -> None:
+    """Writes the codes; not the embeddings, which the index folder has."""
+    raise NotImplementedError
+
+  @classmethod
+  def load(cls, folder: str, embeddings: np.ndarray, *, widths: Sequence[dict], **settings) -> Self:
+    """Opens what `save` wrote, with the embeddings of the same index and its `settings`.
+
+    Raises:
+      ArtifactError: a file does not hold what it should.
+    """
+    raise NotImplementedError
 
   def width(self, num: int) -> Width | None:
     """Returns the width of a search for `num` passages; None if it scores every passage."""
@@ -139,13 +157,47 @@ class ApproximateSearcher(tf.Module):
     scores of -inf.
     """
     check_num(num, self.num_rows)
-    width = self.width(num) or Width(num, -1, -1)
+    width = self.width(num)
+    if width is None:
+      return self.exact.search(queries, num)
     # tensors, so that searches of every width share one trace
     numbers, scores = self._search(queries, *map(tf.constant, (num, width.leaves, width.reorder)))
     return Found(tf.ensure_shape(numbers, [None, num]), tf.ensure_shape(scores, [None, num]))
 
   def _search(self, queries, num, leaves, reorder):
     raise NotImplementedError
+
+  def best(self, queries: tf.Tensor, candidates: tf.Tensor, num: int | tf.Tensor) -> Found:
+    """Returns the best of the candidates by exact score; the lower number comes first among equals.
+
+    Args:
+      queries: [B, D] float32.
+      candidates: [B, R] int32, ascending; `num_rows` where there is none.
+      num: number of passages to return.
+    """
+    # A gather from a variable, unlike one from its value, would make every other read copy it.
+    embeddings = self.exact.embeddings.read_value()
+
+    def exact_scores(row):
+      numbers, query = row
+      vectors = tf.gather(embeddings, tf.minimum(numbers, self.num_rows - 1))
+      vectors = tf.cast(vectors, tf.float32)
+      return tf.matmul(query[tf.newaxis], vectors, transpose_b=True)[0]
+
+    scores = tf.cond(
+      tf.size(candidates) > 0,  # map_fn cannot stack nothing
+      lambda: tf.map_fn(exact_scores, (candidates, queries), fn_output_signature=tf.float32),
+      lambda: tf.zeros_like(candidates, tf.float32),
+    )
+    scores = tf.where(candidates < self.num_rows, scores, -np.inf)
+    best = tf.math.top_k(scores, tf.minimum(num, tf.shape(scores)[1]))
+    numbers = tf.gather(candidates, best.indices, batch_dims=1)
+    numbers = tf.where(numbers < self.num_rows, numbers, NULL_PASSAGE)
+    padding = [[0, 0], [0, num - tf.shape(numbers)[1]]]
+    return Found(
+      tf.pad(numbers, padding, constant_values=NULL_PASSAGE),
+      tf.pad(best.values, padding, constant_values=-np.inf),
+    )
 
 
 def num_leaves_of(config: IndexConfig, num_rows: int) -> int:
@@ -230,9 +282,11 @@ def _choose_width(
   num_leaves: int,
   reorder_times: Sequence[int],
 ) -> Width:
-  """Returns the narrowest search with the wanted recall, or the widest if there is none.
+  """Returns the narrowest search with the wanted recall.
 
-  The narrowest search has the fewest partitions, then the fewest candidates to reorder.
+  The narrowest search has the fewest partitions, then the fewest candidates to reorder. If even the
+  widest search finds less than is wanted, a search that finds almost as much is as good and much
+  faster: one that misses half as much more as a search with the wanted recall may miss.
 
   Args:
     sample: the queries to measure with.
@@ -263,9 +317,11 @@ def _choose_width(
   def recall(leaves: int, reorder: int) -> float:
     return share_found(search(queries, sample.num, leaves, reorder), exact)
 
-  lost = (1 - config.recall) / 2  # to partitions, and the same again to codes
-  leaves = _first(all_leaves, lambda leaves: recall(leaves, all_reorder[-1]) >= 1 - lost)
-  reorder = _first(all_reorder, lambda reorder: recall(leaves, reorder) >= config.recall)
+  limit = recall(all_leaves[-1], all_reorder[-1])
+  goal = config.recall if limit >= config.recall else limit - (1 - config.recall) / 2
+  half_way = (goal + limit) / 2  # partitions lose half of what may be lost, codes the rest
+  leaves = _first(all_leaves, lambda leaves: recall(leaves, all_reorder[-1]) >= half_way)
+  reorder = _first(all_reorder, lambda reorder: recall(leaves, reorder) >= goal)
   return Width(sample.num, leaves, reorder, round(recall(leaves, reorder), 4))
 
 

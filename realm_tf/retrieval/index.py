@@ -253,8 +253,11 @@ def build_approximate(
     queries: [Q, D] float32, to choose the width of the search with; None makes it as wide as
       possible.
   """
-  kind = PartitionedSearcher if config.searcher == "partitioned" else ScannSearcher
-  return kind.build(embeddings, config, queries)
+  return _approximate(config.searcher).build(embeddings, config, queries)
+
+
+def _approximate(kind: str) -> type[PartitionedSearcher] | type[ScannSearcher]:
+  return PartitionedSearcher if kind == "partitioned" else ScannSearcher
 
 
 def share_queried(config: IndexConfig, num_rows: int) -> float:
@@ -363,12 +366,10 @@ def _load_segment(
   folder: str, info: Mapping, kind: str, number: int, shards: Sequence[str]
 ) -> PartSearcher:
   """Opens the searcher of a segment."""
+  embeddings = _read_shards(shards, first=_first_passage(folder, number))
   if kind == "exact":
-    return ExactSearcher(_read_shards(shards, first=_first_passage(folder, number)))
+    return ExactSearcher(embeddings)
   name, settings = _state(kind, number), info["searchers"][str(number)]
   integrity.check_digests(folder, [file for file in info["files"] if file.startswith(f"{name}/")])
   state = os.path.join(folder, name)
-  if kind == "scann":
-    return ScannSearcher.load(state, **settings)
-  embeddings = _read_shards(shards, first=_first_passage(folder, number))
-  return PartitionedSearcher.load(state, embeddings, **settings)
+  return _approximate(kind).load(state, embeddings, **settings)

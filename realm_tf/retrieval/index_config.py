@@ -6,7 +6,6 @@ from realm_tf.errors import UserError
 
 SEARCHERS = ("exact", "partitioned", "scann")
 ROW_TYPES = ("int8", "bfloat16")
-REORDER_TYPES = ("float32", "int8")
 EMBEDDING_TYPES = ("float32", "float16", "bfloat16")
 
 
@@ -28,9 +27,6 @@ class IndexConfig:
       requested passages. None means the fewest that give the wanted recall.
     row_type: type of the numbers that "partitioned" searches: "int8", or "bfloat16", which takes
       twice the memory and is more precise.
-    reorder_type: type of the numbers that "scann" computes the scores of the best candidates from:
-      "float32", or "int8", which needs one byte a number instead of four, and whose scores are not
-      exact.
     dimensions_per_block: dimensions that share a code of ScaNN's asymmetric hashing.
     mixed_precision: whether embeddings are computed in bfloat16.
 
@@ -45,7 +41,6 @@ class IndexConfig:
   leaves_to_search: int | None = None
   reorder: int | None = None
   row_type: str = "int8"
-  reorder_type: str = "float32"
   dimensions_per_block: int = 2
   mixed_precision: bool = False
 
@@ -54,7 +49,6 @@ class IndexConfig:
       ("searcher", SEARCHERS),
       ("embedding_type", EMBEDDING_TYPES),
       ("row_type", ROW_TYPES),
-      ("reorder_type", REORDER_TYPES),
     )
     for name, allowed in enums:
       if getattr(self, name) not in allowed:

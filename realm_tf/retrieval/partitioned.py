@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from realm_tf.corpus.candidates import NULL_PASSAGE, Found
 from realm_tf.retrieval import approximate
 from realm_tf.retrieval.approximate import ApproximateSearcher, Width
-from realm_tf.retrieval.exact import SCORES_AT_ONCE, ExactSearcher
+from realm_tf.retrieval.exact import SCORES_AT_ONCE
 from realm_tf.retrieval.index_config import IndexConfig
 from realm_tf.storage import array_files, artifacts
 
@@ -56,7 +55,7 @@ class PartitionedSearcher(ApproximateSearcher):
   computed, take 6.8 GB more, or half of that in float16 or bfloat16.
 
   Args:
-    embeddings: [N, D] float32, float16 or bfloat16.
+    embeddings: see `ApproximateSearcher`.
     partitions: the partitions; None if every passage is scored exactly.
     settings: see `ApproximateSearcher`.
   """
@@ -64,9 +63,8 @@ class PartitionedSearcher(ApproximateSearcher):
   kind = "partitioned"
 
   def __init__(self, embeddings: np.ndarray, partitions: Partitions | None, **settings):
-    super().__init__(**settings)
+    super().__init__(embeddings, **settings)
     with tf.device("CPU"):
-      self.exact = ExactSearcher(embeddings)
       # variables: a SavedModel's graph cannot hold gigabytes
       self.partitions = partitions and {
         name: tf.Variable(values, trainable=False) for name, values in partitions._asdict().items()
@@ -78,12 +76,11 @@ class PartitionedSearcher(ApproximateSearcher):
   ) -> "PartitionedSearcher":
     num_rows = len(embeddings)
     if num_rows < approximate.MIN_ROWS:
-      return cls(embeddings, None, num_rows=num_rows, num_leaves=0, widths=(), num_queries=0)
+      return cls(embeddings, None, num_leaves=0, widths=(), num_queries=0)
     num_leaves = approximate.num_leaves_of(config, num_rows)
     searcher = cls(
       embeddings,
       divide(embeddings, num_leaves, row_type=config.row_type),
-      num_rows=num_rows,
       num_leaves=num_leaves,
       widths=(),
       num_queries=0 if queries is None else len(queries),
@@ -99,7 +96,6 @@ class PartitionedSearcher(ApproximateSearcher):
     return searcher
 
   def save(self, folder: str) -> None:
-    """Writes the partitions; not the embeddings, which the index folder has."""
     artifacts.gfile.makedirs(folder)
     for name, variable in (self.partitions or {}).items():
       array_files.write(os.path.join(folder, f"{name}.npy"), variable.numpy())
@@ -108,11 +104,6 @@ class PartitionedSearcher(ApproximateSearcher):
   def load(
     cls, folder: str, embeddings: np.ndarray, *, widths: Sequence[dict], **settings
   ) -> "PartitionedSearcher":
-    """Opens what `save` wrote, with the embeddings of the same index.
-
-    Raises:
-      ArtifactError: a file does not hold an array.
-    """
     partitions = None
     if settings["num_leaves"]:
       files = {name: os.path.join(folder, f"{name}.npy") for name in Partitions._fields}
@@ -132,9 +123,6 @@ class PartitionedSearcher(ApproximateSearcher):
     ]
     return np.concatenate(parts)
 
-  def search(self, queries: tf.Tensor, num: int) -> Found:
-    return super().search(queries, num) if self.partitions else self.exact.search(queries, num)
-
   @tf.function(autograph=False, reduce_retracing=True)
   def _search(self, queries, num, leaves, reorder):
     kept = tf.cast(leaves, tf.int64) * tf.cast(reorder, tf.int64)  # for a query, at most
@@ -142,7 +130,7 @@ class PartitionedSearcher(ApproximateSearcher):
 
     def search_block(start, numbers, scores):
       part = queries[start : start + block]
-      found = self._best(part, self._candidates(part, leaves, reorder), num)
+      found = self.best(part, self._candidates(part, leaves, reorder), num)
       return (
         start + block,
         tf.concat([numbers, found.numbers], axis=0),
@@ -221,28 +209,6 @@ class PartitionedSearcher(ApproximateSearcher):
     if rows.dtype == tf.int8:
       scores *= self.partitions["scales"].read_value()[start:end]
     return scores
-
-  def _best(self, queries, candidates, num) -> Found:
-    """Returns the best of the candidates [B, R] by exact score; the lower number among equals."""
-    # A gather from a variable, unlike one from its value, would make every other read copy it.
-    embeddings = self.exact.embeddings.read_value()
-
-    def exact_scores(row):
-      numbers, query = row
-      vectors = tf.gather(embeddings, tf.minimum(numbers, self.num_rows - 1))
-      vectors = tf.cast(vectors, tf.float32)
-      return tf.matmul(query[tf.newaxis], vectors, transpose_b=True)[0]
-
-    scores = tf.map_fn(exact_scores, (candidates, queries), fn_output_signature=tf.float32)
-    scores = tf.where(candidates < self.num_rows, scores, -np.inf)
-    best = tf.math.top_k(scores, tf.minimum(num, tf.shape(scores)[1]))
-    numbers = tf.gather(candidates, best.indices, batch_dims=1)
-    numbers = tf.where(numbers < self.num_rows, numbers, NULL_PASSAGE)
-    padding = [[0, 0], [0, num - tf.shape(numbers)[1]]]
-    return Found(
-      tf.pad(numbers, padding, constant_values=NULL_PASSAGE),
-      tf.pad(best.values, padding, constant_values=-np.inf),
-    )
 
 
 def _lists(dtype: tf.DType, like: tf.Tensor) -> tf.TensorArray:
