@@ -61,6 +61,10 @@ class SegmentedSearcher(tf.Module):
       UserError: more passages are requested than there are.
     """
     check_num(num, self.num_rows)
+    return self._search(queries, num)
+
+  @tf.function(autograph=False, reduce_retracing=True)  # so that segments are searched in parallel
+  def _search(self, queries, num):
     found = [
       self._search_one(queries, num, segment, base, deleted)
       for segment, base, deleted in zip(self.segments, self._bases, self._deleted, strict=False)
