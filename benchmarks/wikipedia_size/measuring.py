@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import sys
@@ -66,9 +67,18 @@ class Peak:
     self._look()
 
 
+def _end_with_parent() -> None:
+  """Ends this process when its parent has ended, however that happened."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # a step runs in a process that `Steps` has started
+  multiprocessing.connection.wait([parent.sentinel])
+  os._exit(1)
+
+
 def _run(connection, step: Callable, arguments: Mapping) -> None:
   from realm_tf import cli
 
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   cli.set_switches()
   with Peak() as peak:
     started = time.monotonic()

@@ -1,6 +1,9 @@
 """The benchmark of a corpus of the size of Wikipedia, on a tiny one."""
 
 import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from realm_tf.corpus.segments import Sizes
 from realm_tf.retrieval import index
 from realm_tf.retrieval.index_config import IndexConfig
 from realm_tf.storage import artifacts
+from tests.processes import REPOSITORY, processes_of_group, wait_until
 
 ROWS = 130
 
@@ -78,3 +82,32 @@ def test_a_step_that_fails_ends_the_program(tmp_path):
   with pytest.raises(SystemExit, match="open failed with exit code 1"):
     steps.run("open", corpus.open_corpus, folder=str(tmp_path / "nothing"))
   assert not steps.done
+
+
+def test_a_killed_benchmark_takes_its_step_along(tmp_path):
+  steps = f"measuring.Steps({str(tmp_path / 'steps.json')!r})"
+  code = f"""
+import subprocess
+from benchmarks.wikipedia_size import measuring
+if __name__ == "__main__":
+  {steps}.run("wait", subprocess.run, args=["sleep", "600"])
+"""
+  (tmp_path / "program.py").write_text(code)
+  program = subprocess.Popen(
+    [sys.executable, str(tmp_path / "program.py")],
+    env=os.environ | {"PYTHONPATH": REPOSITORY},
+    start_new_session=True,
+  )
+
+  def steps_processes() -> list[int]:
+    return [pid for pid in processes_of_group(program.pid) if pid != program.pid]
+
+  try:
+    # the step, the sleep that it waits for, and Python's resource tracker
+    wait_until(lambda: len(steps_processes()) == 3, "the step")
+    started = set(steps_processes())
+    program.kill()
+    wait_until(lambda: len(started & set(steps_processes())) <= 1, "the end of the step")
+  finally:
+    os.killpg(program.pid, signal.SIGKILL)
+    program.wait()
