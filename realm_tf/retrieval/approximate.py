@@ -32,6 +32,7 @@ _MEASURED_AT = (
   1000,
   5000,
 )
+_MOST_REORDERED = 50_000  # candidates
 _NEIGHBOURS = 200_000  # of all queries, at most: with 5000 each, forty queries are enough
 _LEAVES_GROWTH = 1.25  # ratio of successive numbers of partitions tried
 
@@ -298,6 +299,8 @@ def _choose_width(
     reorder_times: ascending numbers of candidates to reorder that are tried, per requested passage.
   """
   tried = [config.reorder] if config.reorder else [times * sample.num for times in reorder_times]
+  if not config.reorder:  # scoring more would take as long as scoring all
+    tried = [min(reorder, _MOST_REORDERED) for reorder in tried]
   all_reorder = sorted({min(max(reorder, 2 * sample.num), num_rows) for reorder in tried})
   if config.leaves_to_search:
     all_leaves = [min(config.leaves_to_search, num_leaves)]
