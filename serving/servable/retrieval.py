@@ -87,8 +87,9 @@ def _variable(table: PassageTable, texts: Sequence[str]) -> tf.Variable:
   variable = tf.Variable(tf.fill([num_rows + 1], ""), trainable=False)
   for start in range(0, num_rows, _ROWS_AT_ONCE):
     end = min(start + _ROWS_AT_ONCE, num_rows)
-    part = enumerate(texts[start:end], start)
-    variable[start:end].assign(["" if row in deleted else text for row, text in part])
+    part = ["" if row in deleted else text for row, text in enumerate(texts[start:end], start)]
+    # in place; assigning to a slice would copy the whole variable each time
+    variable.scatter_update(tf.IndexedSlices(tf.constant(part), tf.range(start, end)))
   return variable
 
 

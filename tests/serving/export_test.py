@@ -486,10 +486,31 @@ def test_exact_servable_needs_only_tensorflow_and_tf_text(servable, loaded):
   assert got["largest"] < 1 << 20, "the corpus is in variables"
 
 
-def test_scann_servable_agrees_with_the_exact_one(asked, served_workdirs, loaded, tmp_path):
-  """The servable exported by the command, as a user would."""
+def test_scann_servable_agrees_with_the_exact_one(
+  asked, served_workdirs, loaded, tmp_path, monkeypatch
+):
+  """All candidates of a small corpus are scored, so the answers are those of exact search."""
   from scann.scann_ops.py import scann_ops  # registers its op  # noqa: F401
 
+  monkeypatch.setattr(approximate, "MIN_ROWS", 10)
+  folder = export.export(
+    served_workdirs["dense"],
+    str(tmp_path / "M"),
+    searcher="scann",
+    num_answers=NUM_ANSWERS,
+    num_candidates=NUM_CANDIDATES,
+  )
+  said = artifacts.read_info(folder)["search"]
+  assert said.startswith("scann, 5 of 5 partitions, 32 candidates"), said
+  ops = ops_of(folder)
+  assert [op for op in ops if op.startswith("Scann>") and "Search" in op], "ScaNN searches"
+  check_same_answers(tf.saved_model.load(folder), loaded, [row.text for row in asked])
+
+
+def test_scann_servable_of_a_small_corpus_needs_no_op_of_scanns(
+  asked, served_workdirs, loaded, tmp_path
+):
+  """The servable exported by the command, as a user would."""
   output = str(tmp_path / "M")
   done = command(
     served_workdirs,
@@ -503,15 +524,17 @@ def test_scann_servable_agrees_with_the_exact_one(asked, served_workdirs, loaded
     done.returncode == 0
     and said[0] == f"{output}/1: answer, fill_mask, retrieve, serving_default\n"
   ), said
+  assert not [op for op in ops_of(f"{output}/1") if "Scann" in op]
   model = tf.saved_model.load(f"{output}/1")
-  graph_def = (
-    saved_model_pb2.SavedModel.FromString(open(f"{output}/1/saved_model.pb", "rb").read())
-    .meta_graphs[0]
-    .graph_def
-  )
-  ops = {node.op for function in graph_def.library.function for node in function.node_def}
-  assert [op for op in ops if op.startswith("Scann>") and "Search" in op], "ScaNN searches"
   check_same_answers(model, loaded, [row.text for row in asked])
+
+
+def ops_of(folder: str) -> set[str]:
+  """Returns the ops of a SavedModel's functions."""
+  with open(f"{folder}/saved_model.pb", "rb") as file:
+    saved = saved_model_pb2.SavedModel.FromString(file.read())
+  library = saved.meta_graphs[0].graph_def.library
+  return {node.op for function in library.function for node in function.node_def}
 
 
 def test_partitioned_servable_needs_only_tensorflow_and_tf_text(
