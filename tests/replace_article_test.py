@@ -103,14 +103,14 @@ def test_the_new_article_is_the_old_one_with_another_answer(toy, served_workdirs
   ]
 
 
-def test_a_system_without_an_index_is_refused(toy, served_workdirs, tmp_path):
+def test_a_system_without_an_index_is_refused(fine_tuned, tmp_path):
   predictions = tmp_path / "p.jsonl"
   predictions.write_text("".join(json.dumps(row("who", x, x)) + "\n" for x in "ab"))
   with pytest.raises(artifacts.UserError, match="searches no index"):
     replace_article.replace(
-      served_workdirs["bm25"], predictions=str(predictions), output=str(tmp_path / "new.json")
+      fine_tuned["bm25"], predictions=str(predictions), output=str(tmp_path / "new.json")
     )
   with pytest.raises(artifacts.UserError, match="is the input"):
     replace_article.replace(
-      served_workdirs["dense"], predictions=str(predictions), output=str(predictions)
+      fine_tuned["dense"], predictions=str(predictions), output=str(predictions)
     )

@@ -71,7 +71,7 @@ def run(monkeypatch, tmp_path) -> Run:
 
 
 def test_a_moved_run_has_nothing_to_do(run, tmp_path, monkeypatch):
-  assert len(run(quickstart_in("runs/quick"))) == 24
+  assert len(run(quickstart_in("runs/quick"))) == 25
   for same in (
     "runs/quick",
     "runs/quick/",
@@ -163,7 +163,7 @@ def test_redo_deletes_what_the_stages_left_and_nothing_else(run, tmp_path):
   assert (
     os.path.exists("run/mlm") and not os.path.exists("run/ict") and not os.path.exists("run/realm")
   )
-  assert len(run(config)) == 24 - 6
+  assert len(run(config)) == 25 - 6
 
 
 def test_redo_of_a_workdir_on_another_disk_keeps_the_link(run, tmp_path):
