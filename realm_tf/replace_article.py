@@ -11,6 +11,7 @@ copies are deleted at the end; the system's own corpus and index stay as they ar
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -66,18 +67,18 @@ def choose(rows: Sequence[Mapping]) -> Change:
   Raises:
     UserError: no question was answered from a passage, or all have the same answer.
   """
-  answered = [row for row in rows if row.get("prediction") and row.get("read_from") is not None]
+  answered = [
+    row
+    for row in rows
+    if all(map(row.get, ("question", "prediction", "answer"))) and row.get("read_from") is not None
+  ]
   answered.sort(key=lambda row: not metrics.exact_match(row["prediction"], row["answer"]))
   for row in answered:
-    others = [
-      other["answer"][0]
-      for other in sorted(
-        answered, key=lambda other: -_num_first_words(row["question"], other["question"])
-      )
-      if not metrics.exact_match(row["prediction"], other["answer"])
-    ]
+    question, old = row["question"], row["prediction"]
+    others = [other for other in answered if not metrics.exact_match(old, other["answer"])]
     if others:
-      return Change(row["question"], row["read_from"], row["prediction"], others[0])
+      alike = max(others, key=lambda other: _num_first_words(question, other["question"]))
+      return Change(question, row["read_from"], old, alike["answer"][0])
   raise artifacts.UserError(
     f"of {len(rows)} predictions, {len(answered)} were read from a passage; wanted two of them "
     "with different answers. Use predictions of a dense system."
@@ -86,8 +87,8 @@ def choose(rows: Sequence[Mapping]) -> Change:
 
 def _num_first_words(one: str, other: str) -> int:
   """Returns how many words two questions share at their beginning."""
-  words = (one.split(), other.split())
-  return len(os.path.commonprefix([list(part) for part in words]))
+  pairs = zip(one.split(), other.split(), strict=False)
+  return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def replace(workdir: str, *, predictions: str, output: str) -> dict:
@@ -113,8 +114,13 @@ def replace(workdir: str, *, predictions: str, output: str) -> dict:
   opened = system.workdir
   if opened.index is None:
     raise artifacts.UserError(f"{workdir!r} searches no index; give a workdir with a retriever.")
-  before = system.answer(change.question)
   table, default = opened.table, dataclasses.asdict(IndexConfig())
+  if change.passage >= len(table) or change.old not in table.texts[change.passage]:
+    raise artifacts.UserError(
+      f"{predictions!r} has answers from another corpus: passage {change.passage} of "
+      f"{opened.passages!r} does not hold {change.old!r}. Evaluate this workdir again."
+    )
+  before = system.answer(change.question)
   config = artifacts.read_info(opened.index)["config"]
   changed = {name: value for name, value in config.items() if value != default[name]}
   with tempfile.TemporaryDirectory() as folder:

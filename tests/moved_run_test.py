@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from beam_jobs import annotate_spans, make_passages
-from realm_tf import evaluate, explain, finetune, pretrain, pretrain_ict, settings
+from realm_tf import explain, finetune, pretrain, pretrain_ict, settings
 from realm_tf.corpus import passages
 from realm_tf.examples.masked_sentences import MaskedSentences
 from realm_tf.models import snapshots
@@ -19,7 +19,7 @@ from realm_tf.spans import show_spans
 from realm_tf.storage import artifacts
 from realm_tf.training import realm_batches, refresh
 from serving import parts
-from tests import folders
+from tests import fine_tuning, folders
 from tests.conftest import eagerly, toy_config
 
 NAME = "my [v2] run, final?*"
@@ -54,15 +54,8 @@ def run(toy, tmp_path_factory):
 
 
 def score(workdir: str, toy) -> dict:
-  return evaluate.evaluate(
-    workdir,
-    questions_path=toy.path("corpus/questions.dev.jsonl"),
-    clozes_path=None,
-    output=None,
-    bm25_baseline=False,
-    index_folder=None,
-    passages_folder=None,
-    num_passages=1,
+  return fine_tuning.score(
+    workdir, questions_path=toy.path("corpus/questions.dev.jsonl"), num_passages=1
   )
 
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import realm_tf
-from realm_tf import evaluate, replace_article
+from realm_tf import replace_article
 from realm_tf.storage import artifacts
+from tests import fine_tuning
 from tests.processes import REPOSITORY
 
 
@@ -49,16 +50,7 @@ def test_too_few_predictions_are_refused(rows):
 def test_the_same_system_reads_the_new_article(toy, served_workdirs, tmp_path):
   workdir, asked = served_workdirs["dense"], toy.path("corpus/questions.test.jsonl")
   predictions, output = str(tmp_path / "p.jsonl"), str(tmp_path / "new.json")
-  evaluate.evaluate(
-    workdir,
-    questions_path=asked,
-    clozes_path=None,
-    output=predictions,
-    bm25_baseline=False,
-    index_folder=None,
-    passages_folder=None,
-    num_passages=5,
-  )
+  fine_tuning.score(workdir, questions_path=asked, output=predictions)
   system = realm_tf.load(workdir)
   was = {
     folder: artifacts.read_info(folder)
@@ -105,10 +97,14 @@ def test_the_new_article_is_the_old_one_with_another_answer(toy, served_workdirs
 
 def test_a_system_without_an_index_is_refused(fine_tuned, tmp_path):
   predictions = tmp_path / "p.jsonl"
-  predictions.write_text("".join(json.dumps(row("who", x, x)) + "\n" for x in "ab"))
+  predictions.write_text("".join(json.dumps(row("who", x, x)) + "\n" for x in ("Quux", "Zyx")))
   with pytest.raises(artifacts.UserError, match="searches no index"):
     replace_article.replace(
       fine_tuned["bm25"], predictions=str(predictions), output=str(tmp_path / "new.json")
+    )
+  with pytest.raises(artifacts.UserError, match="has answers from another corpus: passage 0"):
+    replace_article.replace(
+      fine_tuned["dense"], predictions=str(predictions), output=str(tmp_path / "new.json")
     )
   with pytest.raises(artifacts.UserError, match="is the input"):
     replace_article.replace(

@@ -492,16 +492,7 @@ def test_scann_servable_agrees_with_the_exact_one(
   """All candidates of a small corpus are scored, so the answers are those of exact search."""
   from scann.scann_ops.py import scann_ops  # registers its op  # noqa: F401
 
-  monkeypatch.setattr(approximate, "MIN_ROWS", 10)
-  folder = export.export(
-    served_workdirs["dense"],
-    str(tmp_path / "M"),
-    searcher="scann",
-    num_answers=NUM_ANSWERS,
-    num_candidates=NUM_CANDIDATES,
-  )
-  said = artifacts.read_info(folder)["search"]
-  assert said.startswith("scann, 5 of 5 partitions, 32 candidates"), said
+  folder = export_with_partitions("scann", served_workdirs, tmp_path, monkeypatch)
   ops = ops_of(folder)
   assert [op for op in ops if op.startswith("Scann>") and "Search" in op], "ScaNN searches"
   check_same_answers(tf.saved_model.load(folder), loaded, [row.text for row in asked])
@@ -529,6 +520,21 @@ def test_scann_servable_of_a_small_corpus_needs_no_op_of_scanns(
   check_same_answers(model, loaded, [row.text for row in asked])
 
 
+def export_with_partitions(searcher: str, served_workdirs, tmp_path, monkeypatch) -> str:
+  """Exports a small corpus with all the partitions of a large one's searcher; all are read."""
+  monkeypatch.setattr(approximate, "MIN_ROWS", 10)
+  folder = export.export(
+    served_workdirs["dense"],
+    str(tmp_path / "M"),
+    searcher=searcher,
+    num_answers=NUM_ANSWERS,
+    num_candidates=NUM_CANDIDATES,
+  )
+  said = artifacts.read_info(folder)["search"]
+  assert said.startswith(f"{searcher}, 5 of 5 partitions, 32 candidates"), said
+  return folder
+
+
 def ops_of(folder: str) -> set[str]:
   """Returns the ops of a SavedModel's functions."""
   with open(f"{folder}/saved_model.pb", "rb") as file:
@@ -541,16 +547,7 @@ def test_partitioned_servable_needs_only_tensorflow_and_tf_text(
   asked, served_workdirs, loaded, tmp_path, monkeypatch
 ):
   """All partitions of a small corpus are searched, so the answers are those of exact search."""
-  monkeypatch.setattr(approximate, "MIN_ROWS", 10)
-  folder = export.export(
-    served_workdirs["dense"],
-    str(tmp_path / "M"),
-    searcher="partitioned",
-    num_answers=NUM_ANSWERS,
-    num_candidates=NUM_CANDIDATES,
-  )
-  said = artifacts.read_info(folder)["search"]
-  assert said.startswith("partitioned, 5 of 5 partitions, 32 candidates"), said
+  folder = export_with_partitions("partitioned", served_workdirs, tmp_path, monkeypatch)
   texts = [row.text for row in asked]
   got = in_fresh_process(folder, texts[0])
   assert got["unknown"] == [] and not [op for op in got["ops"] if "Scann" in op or "PyFunc" in op]

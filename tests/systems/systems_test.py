@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import realm_tf
 from beam_jobs import embed_passages
-from realm_tf import evaluate, explain, finetune
+from realm_tf import explain, finetune
 from realm_tf.corpus import passages
 from realm_tf.examples import questions
 from realm_tf.models import snapshots
@@ -20,6 +20,7 @@ from realm_tf.storage import artifacts
 from realm_tf.systems import workdir
 from realm_tf.systems.workdir import SnapshotInfo, open_workdir
 from serving import export
+from tests import fine_tuning
 from tests.conftest import eagerly, index_of
 from tests.processes import REPOSITORY
 
@@ -102,16 +103,7 @@ def accents(toy, workdirs, tmp_path_factory) -> str:
 def predictions(folder: str, toy, tmp_path) -> list[dict]:
   """Returns what `realm_tf.evaluate` writes for the test questions."""
   output = str(tmp_path / "predictions.jsonl")
-  evaluate.evaluate(
-    folder,
-    questions_path=toy.path("corpus/questions.test.jsonl"),
-    clozes_path=None,
-    output=output,
-    bm25_baseline=False,
-    index_folder=None,
-    passages_folder=None,
-    num_passages=5,
-  )
+  fine_tuning.score(folder, questions_path=toy.path("corpus/questions.test.jsonl"), output=output)
   with open(output) as file:
     return [json.loads(line) for line in file]
 
