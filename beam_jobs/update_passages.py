@@ -217,8 +217,9 @@ def _begin(
 
 
 def _details(before: Mapping) -> dict:
-  """Returns the details of an info.json that an update does not change."""
-  return {name: before[name] for name in before if name not in _CHANGED}
+  """Returns the details of the next version's info.json: the former ones, and its lineage."""
+  kept = {name: before[name] for name in before if name not in _CHANGED}
+  return kept | {passages.VERSIONS: [*before.get(passages.VERSIONS, []), before["fingerprint"]]}
 
 
 def _say_done(folder: str, before: Mapping, counts: Mapping, *, secs: float) -> None:

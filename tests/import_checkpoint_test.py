@@ -21,7 +21,7 @@ import pytest
 import tensorflow as tf
 from safetensors import numpy as safetensors
 
-from beam_jobs import annotate_spans, embed_passages, make_passages
+from beam_jobs import annotate_spans, embed_passages, embedding, make_passages, update_passages
 from realm_tf import block_records, evaluate, explain, finetune, pretrain, settings
 from realm_tf.checkpoints import (
   huggingface_files,
@@ -339,6 +339,15 @@ def write_blocks(path: pathlib.Path) -> None:
       writer.write(str(block).encode())
 
 
+def with_titles(model_dir: pathlib.Path, folder: pathlib.Path) -> str:
+  """Copies a model directory to `folder`, and adds the titles of its passages."""
+  shutil.copytree(model_dir, folder)
+  with tf.io.TFRecordWriter(str(folder / "titles.tfr")) as writer:
+    for number in range(7):
+      writer.write(f"the tower {number}".encode())
+  return str(folder)
+
+
 def test_orqa_model_directory(model_dir, tmp_path):
   snapshot = imported(tmp_path, str(model_dir), vocab=str(FIXTURES / "embedder"), **HEADS)
   retriever, reader = snapshots.load_retriever(snapshot), snapshots.load_model(snapshot, "reader")
@@ -594,11 +603,8 @@ def test_the_titles_of_a_released_corpus(tmp_path, model_dir, capsys):
   assert (
     "have no titles. The released embeddings are of titles and texts" in capsys.readouterr().out
   )
-  shutil.copytree(model_dir, tmp_path / "titled")
-  with tf.io.TFRecordWriter(str(tmp_path / "titled" / "titles.tfr")) as writer:
-    for number in range(7):
-      writer.write(f"the tower {number}".encode())
-  imported(tmp_path, str(tmp_path / "titled"), vocab=str(FIXTURES / "embedder"), **HEADS)
+  source = with_titles(model_dir, tmp_path / "titled")
+  imported(tmp_path, source, vocab=str(FIXTURES / "embedder"), **HEADS)
   table, plain = (
     passages.load(str(folder / "W" / "passages")) for folder in (tmp_path, tmp_path / "without")
   )
@@ -668,6 +674,21 @@ def test_a_trained_workdir_out_and_in(toy, tmp_path):
     np.testing.assert_array_equal(one, other)
   tower = new_models.new_retriever(settings.retriever_start(config), tokenizer).query_tower
   np.testing.assert_array_equal(tower.encoder.get_weights()[0], wanted.encoder.get_weights()[0])
+
+
+def test_deleted_passages_cannot_be_exported(tmp_path, model_dir):
+  source = with_titles(model_dir, tmp_path / "titled")
+  snapshot = imported(tmp_path, source, vocab=str(FIXTURES / "embedder"), **HEADS)
+  corpus = str(tmp_path / "W" / "passages")
+  update_passages.update(corpus, delete=["the tower 2"])
+  embedding.embed(
+    str(tmp_path / "W" / "indexes" / "00000000"),
+    snapshot=snapshot,
+    passages_folder=corpus,
+    jit_compile=False,
+  )
+  with pytest.raises(artifacts.UserError, match="the rows of 1 deleted passages.*--compact"):
+    export(str(tmp_path / "W"), str(tmp_path / "H"))
 
 
 @pytest.mark.skipif(

@@ -22,6 +22,7 @@ from realm_tf.storage import arrow_files, artifacts, integrity, paths
 from realm_tf.storage.columns import Fixed, Ragged
 
 KIND = "passages"
+VERSIONS = "former_versions"  # field of info.json: fingerprints of the corpus before its updates
 SPECIAL_TOKENS = 3  # [CLS] title [SEP] text [SEP]
 LEAST = "least type"  # of a field whose integers need more than 16 bits (in lists) or 32 bits
 _ROWS_AT_ONCE = 1024  # converted together

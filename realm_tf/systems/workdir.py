@@ -246,7 +246,7 @@ def open_workdir(
       if not passages_folder:
         passages_folder = index.passages_of(index_folder, advice=passages_advice)
   if not passages_folder:  # a fine-tuned snapshot records its own
-    passages_folder = artifacts.find_input(snapshot.folder, "passages")
+    passages_folder = find_passages(snapshot)
   opened = Workdir(
     folder=workdir,
     snapshot=snapshot,
@@ -283,6 +283,20 @@ def _check_fine_tuned_index(folder: str, snapshot: SnapshotInfo) -> None:
       f"index {folder!r} was made from snapshot {got}, but the fine-tuned retriever wants "
       f"{wanted[0]}. Make the index again from that snapshot, or fine-tune again."
     )
+
+
+def find_passages(snapshot: SnapshotInfo) -> str:
+  """Returns the passages that a snapshot was fine-tuned with, or a later version of them.
+
+  Raises:
+    ArtifactError: they are not found.
+  """
+  wanted = artifacts.read_info(snapshot.folder)["inputs"].get("passages", {}).get("fingerprint")
+  return artifacts.find_input(
+    snapshot.folder,
+    "passages",
+    accept=lambda found: wanted in [found["fingerprint"], *found.get(passages.VERSIONS, [])],
+  )
 
 
 def find_index(workdir: str, snapshot: SnapshotInfo) -> str:
