@@ -4,9 +4,11 @@
 
 The systems are BM25, the inverse cloze task (or a published encoder), recurring spans, REALM from
 either, and REALM with uniform masks, with random span masks and with an index that is never
-refreshed. Each is trained with the regular commands, and its zero-shot retrieval is scored. DATA
-holds covid/, or wikipedia_2014/ and qa/. `--systems=recurring_spans,realm` runs only some of them;
-the table has all systems scored so far. Flags such as `--config.recurring_spans.steps=80` change
+refreshed. The last three start from recurring spans; `--config.recurring_spans.steps=0` leaves
+those out, and they start from the inverse cloze task, as in the paper's Table 2. Each is trained
+with the regular commands, and its zero-shot retrieval is scored. DATA holds covid/, or
+wikipedia_2014/ and qa/. `--systems=recurring_spans,realm` runs only some of them; the table has all
+systems scored so far. Flags such as `--config.recurring_spans.steps=80` change
 configs/real_text.py.
 
 All output goes below `--config.run_dir`, runs/real_text/<corpus>-<start>: passages and spans, which

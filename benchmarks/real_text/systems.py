@@ -54,13 +54,13 @@ def systems_of(plan: Plan) -> dict[str, System]:
   if plan.ict.steps:
     found["ict"] = start
   realm = functools.partial(_realm, plan, readers)
-  from_ict = realm(f"REALM from {start.name}", "realm_from_ict", start)
-  if not plan.recurring_spans.steps:
-    return {**found, "realm_from_ict": from_ict}
-  start = System("recurring spans", plan.recurring_spans.workdir, warm)
-  found |= {"recurring_spans": start, "realm_from_ict": from_ict}
+  if plan.recurring_spans.steps:
+    spans = System("recurring spans", plan.recurring_spans.workdir, warm)
+    from_ict = realm(f"REALM from {start.name}", "realm_from_ict", start)
+    found |= {"recurring_spans": spans, "realm_from_ict": from_ict}
+    start = spans
   variants: dict[str, tuple[str, dict[str, object]]] = {
-    "realm": ("REALM from recurring spans", {}),
+    "realm": (f"REALM from {start.name}", {}),
     "random_span": ("REALM, random span masks", {"masking": "random_span"}),
     "uniform": ("REALM, uniform masks", {"masking": "uniform"}),
     "never_refreshed": ("REALM, never refreshed", {"refresh.every_steps": plan.realm.steps + 1}),

@@ -223,6 +223,11 @@ def test_systems_from_a_published_encoder():
   assert list(found)[:3] == ["bm25", "encoder", "recurring_spans"] and "ict" not in found
   assert found["encoder"] == {"ict": "--workdir=R/ict"}
   assert found["realm_from_ict"]["realm_from_ict"].startswith("--config.realm.init=R/ict ")
+  # Without recurring spans, REALM and its variants start from ICT.
+  found = trained("wikipedia", "scratch", **{"recurring_spans.steps": 0})
+  assert list(found) == ["bm25", "ict", "realm", "random_span", "uniform", "never_refreshed"]
+  assert found["realm"]["realm"].startswith("--config.realm.init=R/ict ")
+  assert found["uniform"]["uniform"].startswith("--config.realm.init=R/ict ")
 
 
 def test_configs_of_both_corpora():
