@@ -159,26 +159,18 @@ def run(
     outlives=pipelines.is_left_running(beam_args),
   )
   with pipelines.published(publication):
-    chunks = sources.split_into_chunks(files)
-    tokenizer = _write_vocabulary(
-      publication.path,
-      chunks + sources.split_into_chunks(also),
+    _build(
+      publication,
+      files,
+      also,
       inputs=inputs,
       given=given,
-      size=vocab_size,
+      vocab_size=vocab_size,
       rules=rules,
+      max_tokens=max_tokens,
+      sizes=segments.Sizes(passages_per_shard, segment_passages),
+      beam_args=beam_args,
     )
-    details = {**tokenizer.details, "input": inputs}
-    with pipelines.pipeline(beam_args) as root:
-      passage_shards.build(
-        root,
-        chunks,
-        publication,
-        details=details,
-        rules=rules,
-        max_tokens=max_tokens,
-        sizes=segments.Sizes(passages_per_shard, segment_passages),
-      )
     if pipelines.is_left_running(beam_args):
       print(f"make_passages: submitted; its last step publishes {output}.")
       return {}
@@ -187,6 +179,44 @@ def run(
   info = artifacts.read_info(output)
   _say_done(output, info["counts"], secs=max(time.monotonic() - started, 1e-3))
   return passage_artifact.told(info)
+
+
+def _build(
+  publication: publishing.Publication,
+  files: Sequence[Source],
+  also: Sequence[Source],
+  *,
+  inputs: str,
+  given: Vocabulary | None,
+  vocab_size: int,
+  rules: WordRules,
+  max_tokens: int,
+  sizes: segments.Sizes,
+  beam_args: Sequence[str],
+) -> None:
+  """Writes the vocabulary, then runs the job that writes the passages of `files`.
+
+  A vocabulary that is not given is learned from `files` and `also`.
+  """
+  chunks = sources.split_into_chunks(files)
+  tokenizer = _write_vocabulary(
+    publication.path,
+    chunks + sources.split_into_chunks(also),
+    inputs=inputs,
+    given=given,
+    size=vocab_size,
+    rules=rules,
+  )
+  with pipelines.pipeline(beam_args) as root:
+    passage_shards.build(
+      root,
+      chunks,
+      publication,
+      details={**tokenizer.details, "input": inputs},
+      rules=rules,
+      max_tokens=max_tokens,
+      sizes=sizes,
+    )
 
 
 def _learned(size: int, also: Sequence[Source]) -> str:

@@ -12,7 +12,7 @@ resumed. Needs 60 GB of disk for 13 million passages; the files are not deleted.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import flags
 
@@ -54,21 +54,17 @@ def table(steps: Sequence[measuring.Measured]) -> str:
   return tabulate.tabulate(rows, ["step", "s", "GiB", "load before", "found"], tablefmt="github")
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  args = flags.FLAGS
-  os.makedirs(args.folder, exist_ok=True)
-  snapshot = snapshots.newest(os.path.abspath(args.workdir), advice="train it first.")
-
-  def at(name: str) -> str:
-    return os.path.join(os.path.abspath(args.folder), name)
-
-  steps = measuring.Steps(at("steps.json"))
-  large, real = at("passages"), at("real.npz")
+def make_corpus(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str) -> None:
+  """Writes the passages and their embeddings, and searches these exactly."""
+  real = at("real.npz")
   steps.run(
-    "write the corpus", corpus.write, source=args.passages, folder=large, num_rows=args.rows
+    "write the corpus",
+    corpus.write,
+    source=args.passages,
+    folder=at("passages"),
+    num_rows=args.rows,
   )
-  steps.run("open the corpus", corpus.open_corpus, folder=large)
+  steps.run("open the corpus", corpus.open_corpus, folder=at("passages"))
   steps.run(
     "embed the real passages",
     embeddings.embed,
@@ -87,47 +83,62 @@ def main(argv: Sequence[str]) -> None:
   steps.run(
     "search exactly", embeddings.exact, embeddings=at("rows"), real=real, output=at("exact.npz")
   )
+
+
+def search(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str) -> None:
+  """Builds an index for each searcher, and searches it."""
   for searcher in args.searchers:
-    config = IndexConfig(
-      searcher=searcher,
-      recall=0.99,
-      embedding_type=args.embedding_type,
-    )
     steps.run(
       f"build {searcher}",
       embeddings.build,
       embeddings=at("rows"),
       snapshot=snapshot,
-      folder=large,
+      folder=at("passages"),
       output=at(searcher),
-      config=config,
+      config=IndexConfig(searcher=searcher, recall=0.99, embedding_type=args.embedding_type),
     )
     steps.run(
       f"search with {searcher}",
       embeddings.search,
       folder=at(searcher),
-      real=real,
+      real=at("real.npz"),
       wanted=at("exact.npz"),
     )
-  served = args.searchers[0]
-  where = dict(workdir=os.path.abspath(args.workdir), passages=large, index=at(served))
-  steps.run("export", serving_steps.export, output=at("servable"), **where)
+
+
+def serve(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str) -> None:
+  """Exports the first searcher's index, asks a model server, and adds passages."""
+  where = dict(
+    workdir=os.path.abspath(args.workdir), passages=at("passages"), index=at(args.searchers[0])
+  )
+  output = at("servable")
+  steps.run("export", serving_steps.export, output=output, **where)
   steps.run(
-    "serve",
-    serving_steps.serve,
-    output=at("servable"),
-    questions=args.questions,
-    num=args.num_questions,
+    "serve", serving_steps.serve, output=output, questions=args.questions, num=args.num_questions
   )
   if args.num_added:
     steps.run(
       "add passages",
       serving_steps.update,
-      output=at("servable"),
+      output=output,
       snapshot=snapshot,
       num=args.num_added,
       **where,
     )
+
+
+def main(argv: Sequence[str]) -> None:
+  del argv
+  args = flags.FLAGS
+  os.makedirs(args.folder, exist_ok=True)
+  snapshot = snapshots.newest(os.path.abspath(args.workdir), advice="train it first.")
+
+  def at(name: str) -> str:
+    return os.path.join(os.path.abspath(args.folder), name)
+
+  steps = measuring.Steps(at("steps.json"))
+  for part in (make_corpus, search, serve):
+    part(steps, args, at, snapshot)
   text = table(list(steps.done.values()))
   with open(at("table.txt"), "w") as file:
     file.write(text + "\n")
