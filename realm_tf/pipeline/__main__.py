@@ -56,6 +56,7 @@ def run(
   runs = runner.Runner(plan.run_dir)
   if redo:
     runs.redo(found, redo)
+  runs.check(found)
   for number, stage in enumerate(found, 1):
     runs.run(stage, f"[{number}/{len(found)}] {stage.name}")
 

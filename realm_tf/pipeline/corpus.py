@@ -87,6 +87,7 @@ def _passages(
     inputs=(articles, *read),
     outputs=(output,),
     folder=output,
+    advice="To add documents to the trained system, run beam_jobs.update_passages.",
   )
 
 

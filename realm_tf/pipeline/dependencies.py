@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from realm_tf.pipeline.stage import Stage
 from realm_tf.storage import artifacts, input_files, json_lines, ownership, paths
@@ -20,7 +20,7 @@ def dependencies(stage: Stage, *, run_dir: str, digests: dict[str, str]) -> dict
   """
   found = {
     **stage.settings,
-    "command": [] if stage.settings else stage.command,  # a trainer's flags are settings
+    "command": [] if stage.settings else _without_beam(stage.command),  # a trainer's are settings
     **stage.differs,
   }
   places = {path: f"output {at}" for at, path in enumerate((stage.folder, *stage.outputs))}
@@ -31,14 +31,22 @@ def dependencies(stage: Stage, *, run_dir: str, digests: dict[str, str]) -> dict
   return json.loads(json.dumps(found))
 
 
-def differences(before: Mapping, now: Mapping, stage: Stage) -> list[str]:
-  """Describes what has changed, with the paths of the inputs."""
+def differences(
+  before: Mapping, now: Mapping, stage: Stage, *, unseen: Collection[str] = ()
+) -> list[str]:
+  """Describes what has changed, with the paths of the inputs; does not look at inputs `unseen`."""
   shown = {_content_of(at): f"content of {path}" for at, path in enumerate(stage.inputs)}
+  skipped = {_content_of(at) for at, path in enumerate(stage.inputs) if path in unseen}
   return [
     f"{shown.get(name, name)}: {before.get(name)!r} before, {now.get(name)!r} now"
-    for name in sorted({*before, *now})
+    for name in sorted({*before, *now} - skipped)
     if before.get(name) != now.get(name)
   ]
+
+
+def _without_beam(command: Sequence[str]) -> Sequence[str]:
+  """Leaves out Beam's options, which change how a job runs and not what it writes."""
+  return command[: command.index("--")] if "--" in command else command
 
 
 def _input(at: int) -> str:

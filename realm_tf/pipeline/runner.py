@@ -5,7 +5,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from realm_tf.pipeline import dependencies, processes
 from realm_tf.pipeline.processes import PipelineError
@@ -35,26 +35,47 @@ class Runner:
     )
     artifacts.gfile.makedirs(run_dir)
 
+  def check(self, found: Sequence[Stage]) -> None:
+    """Checks, before any work, that all that is trained may stay as it is.
+
+    Otherwise a stage would replace what a later one was trained with.
+
+    Args:
+      found: stages in their order.
+
+    Raises:
+      PipelineError: settings or inputs of something trained have changed, or an earlier stage would
+        change them.
+    """
+    made = {path for stage in found for path in (stage.folder, *stage.outputs)}
+    missing = {path for path in made if not artifacts.gfile.exists(path)}
+    remade: dict[
+      str, tuple[list[str], Stage]
+    ] = {}  # output → why it will differ, and from where on
+    for stage in found:
+      _, changed = self._changed(stage, unseen=missing)
+      if stage.settings and stage.name in self.state and stage.folder in missing:
+        changed = [f"{stage.folder} is missing and will be trained again"]
+      inherited = next((remade[path] for path in stage.inputs if path in remade), None)
+      why, root = inherited if inherited and not changed else (changed, stage)
+      if why and stage.settings and artifacts.gfile.exists(stage.folder):
+        raise _was_trained_with_something_else(stage, why, root)
+      if why:
+        remade |= dict.fromkeys((stage.folder, *stage.outputs), (why, root))
+
   def run(self, stage: Stage, title: str) -> None:
     """Runs a stage unless it is done.
 
     Raises:
       PipelineError: the stage failed, or its output was trained from something else.
     """
-    now = dependencies.dependencies(
-      stage, run_dir=self.run_dir, digests=self.state.setdefault(_DIGESTS, {})
-    )
     entry = self.state.get(stage.name)
-    changed = entry is not None and dependencies.differences(entry["settings"], now, stage)
+    now, changed = self._changed(stage)
     if entry is not None and entry["done"] and not changed and all(map(_is_there, stage.outputs)):
       print(f"{title}: already done, {entry['wall_secs']:.0f} s", flush=True)
       return
     if changed and stage.settings and artifacts.gfile.exists(stage.folder):
-      raise PipelineError(
-        f"{stage.folder} was trained with something else ({'; '.join(changed)}). To train again, "
-        f"delete it (--redo={shlex.quote(stage.name)} of realm_tf.pipeline also deletes all that "
-        "depends on it); to keep it, choose another --config.run_dir."
-      )
+      raise _was_trained_with_something_else(stage, changed, stage)
     before = 0.0 if entry is None or entry["done"] else entry["wall_secs"]
     self.state[stage.name] = {"settings": now, "done": False, "wall_secs": before}
     artifacts.gfile.makedirs(os.path.dirname(stage.folder))
@@ -68,6 +89,18 @@ class Runner:
     self.state[stage.name]["done"] = True
     self._save()
 
+  def _changed(self, stage: Stage, *, unseen: Collection[str] = ()) -> tuple[dict, list[str]]:
+    """Returns what a stage depends on, and how that differs from when it last ran.
+
+    `unseen` are inputs that an earlier stage has yet to make.
+    """
+    now = dependencies.dependencies(
+      stage, run_dir=self.run_dir, digests=self.state.setdefault(_DIGESTS, {})
+    )
+    entry = self.state.get(stage.name)
+    before = entry["settings"] if entry else now
+    return now, dependencies.differences(before, now, stage, unseen=unseen)
+
   def wall_secs(self, stage: Stage) -> float:
     """Returns how long a finished stage took."""
     return self.state[stage.name]["wall_secs"]
@@ -76,14 +109,15 @@ class Runner:
     """Deletes the output of a stage and all later ones.
 
     Raises:
-      PipelineError: there is no such stage, or other files are among the output; then nothing is
-        deleted.
+      PipelineError: there is no such stage, other files are among the output, or something that is
+        to stay was trained with something else; then nothing is deleted.
     """
     names = [stage.name for stage in found]
     if first not in names:
       raise PipelineError(
         f"--redo={first!r} is no stage of this config; wanted one of: {', '.join(names)}."
       )
+    self.check(found[: names.index(first)])
     doomed = []
     for stage in found[names.index(first) :]:
       for path in sorted({stage.folder, *stage.outputs}):
@@ -126,6 +160,18 @@ class Runner:
 
   def _save(self) -> None:
     artifacts.write_text(self.path, json.dumps(self.state, indent=2) + "\n")
+
+
+def _was_trained_with_something_else(
+  stage: Stage, changed: Sequence[str], root: Stage
+) -> PipelineError:
+  """Returns the error of a trained stage; `root` is the first stage whose result will differ."""
+  advice = f" {root.advice}" if root.advice else ""
+  return PipelineError(
+    f"{stage.folder} was trained with something else ({'; '.join(changed)}). To train again, "
+    f"delete it (--redo={shlex.quote(stage.name)} of realm_tf.pipeline also deletes all that "
+    f"depends on it); to keep it, choose another --config.run_dir.{advice}"
+  )
 
 
 def _delete(path: str) -> None:

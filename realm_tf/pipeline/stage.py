@@ -35,6 +35,7 @@ class Stage:
     server: a second command that runs while the stage does and writes its port to --port_file.
     leaves: regular expression of the files below `folder` that the command writes outside of
       artifacts.
+    advice: what to do instead of making the outputs anew; ends an error message.
   """
 
   name: str
@@ -46,6 +47,7 @@ class Stage:
   differs: Mapping[str, object] = dataclasses.field(default_factory=dict)
   server: Sequence[str] = ()
   leaves: str = ""
+  advice: str = ""
 
 
 def trainer(

@@ -48,7 +48,9 @@ class Run:
     """Returns the stages that were run now."""
     self.called.clear()
     runs = runner.Runner(config.run_dir)
-    for stage in self.stages(config):
+    found = self.stages(config)
+    runs.check(found)
+    for stage in found:
       runs.run(stage, stage.name)
     return list(self.called)
 
@@ -86,8 +88,6 @@ def test_a_moved_run_has_nothing_to_do(run, tmp_path, monkeypatch):
   assert run(quickstart_in("../my [v2] run, final?*")) == []
   shutil.copytree("../my [v2] run, final?*", "copy", copy_function=shutil.copyfile)  # new dates
   assert run(quickstart_in("copy")) == []
-  artifacts.write_text("copy/corpus/knowledge/part-0000.jsonl", "other")
-  assert run(quickstart_in("copy")) == ["passages"]
   changed = quickstart_in("copy")
   changed.realm.learning_rate = 1.0
   with pytest.raises(
@@ -117,8 +117,10 @@ def test_inputs_of_one_s_own_are_known_by_their_content(run, tmp_path, monkeypat
   assert (
     run(config(".", str(tmp_path / "data"))) == run(config(str(tmp_path / "run"), "../data")) == []
   )
-  artifacts.write_text("../data/[x].txt", "more")
-  assert run(config(".", "../data")) == ["passages"]
+  artifacts.write_text("../data/questions.jsonl", "more")
+  with pytest.raises(PipelineError, match="content of ../data/questions.jsonl: '[0-9a-f]*' before"):
+    run(config(".", "../data"))
+  artifacts.write_text("../data/questions.jsonl", "questions.jsonl")
   artifacts.write_text("../data/bert/config.json", "another")
   with pytest.raises(PipelineError, match="content of ../data/bert: '[0-9a-f]*' before"):
     run(config(".", "../data"))
@@ -140,7 +142,65 @@ def test_what_cannot_be_read_in_a_corpus_folder_stops_nothing(run):
   artifacts.write_text("docs/.hidden/b.txt", "not read")
   assert run(config) == []
   artifacts.write_text("elsewhere/c.txt", "read through a link")
-  assert run(config) == ["passages"]
+  with pytest.raises(PipelineError, match="content of docs"):
+    run(config)
+
+
+def own_corpus_in(run_dir: str):
+  config = own_corpus.get_config()
+  config.run_dir, config.corpus.knowledge = run_dir, "docs"
+  config.finetune.questions = config.evaluate.questions = "questions.jsonl"
+  os.makedirs("docs", exist_ok=True)
+  artifacts.write_text("docs/a.txt", "an article")
+  artifacts.write_text("questions.jsonl", "questions")
+  return config
+
+
+def files_of(folder) -> dict[str, bytes]:
+  found = (path for path in folder.rglob("*") if path.is_file())
+  return {str(path): path.read_bytes() for path in found if path.name != runner.STATE}
+
+
+def test_nothing_is_replaced_that_something_was_trained_with(run, tmp_path):
+  """The pipeline stops before any work, and says which input has changed and what to do."""
+  config = own_corpus_in("run")
+  run(config)
+  artifacts.write_text("docs/b.txt", "a new article")
+  before = files_of(tmp_path)
+  for again in (
+    lambda: run(config),
+    lambda: runner.Runner("run").redo(run.stages(config), "finetune realm"),
+  ):
+    with pytest.raises(
+      PipelineError,
+      match="run/mlm was trained with something else .content of docs.*update_passages",
+    ):
+      again()
+    assert run.called == [] and files_of(tmp_path) == before
+  # All that was trained may go: then the corpus is made anew.
+  runner.Runner("run").redo(run.stages(config), "mlm")
+  assert run(config)[:3] == ["passages", "mlm", "ict"]
+  assert run(config) == []
+
+
+def test_what_is_trained_again_is_trained_before_what_depends_on_it(run, tmp_path):
+  config = own_corpus_in("run")
+  run(config)
+  shutil.rmtree("run/realm")
+  before = files_of(tmp_path)
+  with pytest.raises(PipelineError, match="finetune.* .run/realm is missing and will be trained"):
+    run(config)
+  assert run.called == [] and files_of(tmp_path) == before
+  shutil.rmtree("run/passages")  # comes back as it was, which changes nothing else
+  runner.Runner("run").redo(run.stages(config), "realm")
+  assert run(config)[0] == "passages" and run(config) == []
+
+
+def test_beam_options_change_no_result(run):
+  config = own_corpus_in("run")
+  run(config)
+  config.corpus.beam_args = ("--direct_num_workers=2",)
+  assert run(config) == []
 
 
 def test_redo_deletes_what_the_stages_left_and_nothing_else(run, tmp_path):
