@@ -119,6 +119,7 @@ def train(
   extra_metrics: Callable[[], Mapping[str, float]] = dict,
   callbacks: Sequence[keras.callbacks.Callback] = (),
   best: "KeepBest | None" = None,
+  base: str | None = None,
 ) -> None:
   """Runs Keras' `fit`, resuming from W's newest checkpoint.
 
@@ -132,9 +133,11 @@ def train(
     extra_metrics: returns further values for rows of metrics.jsonl.
     callbacks: further Keras callbacks.
     best: keeps the best weights, which the caller takes afterwards.
+    base: the snapshot whose fixed weights the model is trained beside; checkpoints record it.
 
   Raises:
-    UserError: the workdir holds files of other origin, or another process trains there.
+    UserError: the workdir holds files of other origin, another process trains there, or its
+      checkpoint was trained beside another snapshot.
     TrainingError: the loss is not finite, or the batch cannot be divided among the devices that the
       model was built on.
   """
@@ -154,6 +157,8 @@ def train(
   with strategy.scope():
     model.compile(optimizer=optimizer, jit_compile=jit_compile)
     optimizer.build(model.trainable_variables)
+  beside = {"base": artifacts.read_info(base)["fingerprint"]} if base else {}
+  _check_base(workdir, beside, base)
   start = restore(model, workdir)
   if start:
     print(f"{workdir}: resuming from step {start} of {steps}", file=sys.stderr)
@@ -180,7 +185,7 @@ def train(
         epochs=steps // log_every,
         verbose=1 if sys.stderr.isatty() else 2,
         callbacks=[
-          _Report(workdir, start, schedule, extra_metrics, best),
+          _Report(workdir, start, schedule, extra_metrics, best, beside),
           *callbacks,
           *([best] if best else ()),
         ],
@@ -225,11 +230,30 @@ def restore(model: keras.Model, workdir: str) -> int:
   return step
 
 
-def save(model: keras.Model, workdir: str, step: int) -> None:
-  """Publishes W/checkpoints/<step> and deletes all but the newest two."""
+def _check_base(workdir: str, beside: Mapping[str, str], base: str | None) -> None:
+  """Checks that W's newest checkpoint was trained beside the same snapshot.
+
+  Raises:
+    TrainingError: it was trained beside another one.
+  """
+  folder = artifacts.latest(os.path.join(workdir, "checkpoints"))
+  if folder and (before := artifacts.read_info(folder)["config"]) != beside:
+    raise TrainingError(
+      f"{workdir!r} was trained from snapshot {before.get('base')}, and cannot go on from "
+      f"{beside.get('base')} ({base!r}). Give another workdir, or delete this one to train anew."
+    )
+
+
+def save(
+  model: keras.Model, workdir: str, step: int, *, beside: Mapping[str, str] | None = None
+) -> None:
+  """Publishes W/checkpoints/<step> and deletes all but the newest two.
+
+  `beside` names the snapshot whose fixed weights the model is trained beside.
+  """
   root = os.path.join(workdir, "checkpoints")
   with publishing.publish(
-    artifacts.step_folder(root, step), kind=CHECKPOINT, config={}, inputs={}
+    artifacts.step_folder(root, step), kind=CHECKPOINT, config=dict(beside or {}), inputs={}
   ) as staged:
     snapshots.save_weights(model, os.path.join(staged.path, "train.weights.h5"))
   artifacts.prune(root, newest=2)
@@ -309,10 +333,10 @@ class KeepBest(keras.callbacks.Callback):
 class _Report(keras.callbacks.Callback):
   """Writes metrics.jsonl, TensorBoard logs and checkpoints; stops if the loss is not finite."""
 
-  def __init__(self, workdir, start, schedule, extra_metrics, best):
+  def __init__(self, workdir, start, schedule, extra_metrics, best, beside):
     super().__init__()
     self.workdir, self.step, self.schedule = workdir, start, schedule
-    self.extra_metrics, self.best = extra_metrics, best
+    self.extra_metrics, self.best, self.beside = extra_metrics, best, beside
     self.log, self.since = MetricsLog(workdir, start_step=start), time.monotonic()
 
   def on_train_batch_end(self, batch, logs=None):
@@ -332,4 +356,4 @@ class _Report(keras.callbacks.Callback):
       self.step, {**logs, _RATE: rate, "secs": secs, **self.extra_metrics(), **measured}
     )
     if self.step % self.schedule.checkpoint_every == 0:
-      save(self.model, self.workdir, self.step)
+      save(self.model, self.workdir, self.step, beside=self.beside)

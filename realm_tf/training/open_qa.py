@@ -188,6 +188,7 @@ def train_question_tower(
     optimizer=optimizer,
     callbacks=callbacks,
     best=best,
+    base=base if how.retrieval == DENSE else None,
   )
   said = best.take() if best else {}
   return write_snapshot(os.path.join(workdir, "snapshots"), schedule.steps, said)

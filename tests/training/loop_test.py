@@ -23,6 +23,7 @@ from realm_tf.models.in_batch import InBatchModel
 from realm_tf.storage import artifacts, publishing
 from realm_tf.training import loop, new_models
 from realm_tf.training.optimizer import LinearWarmupDecay, bert_optimizer
+from tests.folders import publish_snapshot
 from tests.processes import REPOSITORY, wait_until
 
 # ---------------------------------------------------------------------------------------- optimizer
@@ -283,6 +284,22 @@ def losses_of(workdir) -> dict[int, float]:
   rows = [json.loads(line) for line in open(os.path.join(workdir, "metrics.jsonl"))]
   assert len({row["step"] for row in rows}) == len(rows)
   return {row["step"]: row["loss"] for row in rows}
+
+
+def test_a_checkpoint_does_not_go_on_beside_other_fixed_weights(tmp_path):
+  """For example fine-tuning, after the retriever that it started from was trained again."""
+  vocab = tmp_path / "vocab.txt"
+  vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
+  first, other = (
+    publish_snapshot(str(tmp_path / "snapshots"), step, vocab=str(vocab)) for step in (7, 8)
+  )
+  train_line(tmp_path / "W", line_batch, steps=4, base=first)
+  before = losses_of(tmp_path / "W")
+  with pytest.raises(loop.TrainingError, match="was trained from snapshot .* cannot go on from"):
+    train_line(tmp_path / "W", line_batch, steps=8, base=other)
+  assert losses_of(tmp_path / "W") == before
+  train_line(tmp_path / "W", line_batch, steps=8, base=first)
+  assert list(losses_of(tmp_path / "W")) == [2, 4, 6, 8]
 
 
 class Stop(Exception):
