@@ -252,8 +252,13 @@ def _take_over(
     info = artifacts.read_info(output, kind=index.KIND)
   except artifacts.ArtifactError:  # there is none, or it is damaged
     return
-  now = artifacts.read_info(snapshot)["fingerprint"], dataclasses.asdict(config)
-  if (info["inputs"]["snapshot"]["fingerprint"], info["config"]) != now:
+  if info["inputs"]["snapshot"]["fingerprint"] != artifacts.read_info(snapshot)["fingerprint"]:
+    return
+  now = dataclasses.asdict(config)
+  if changed := [
+    f"{name} {value} → {now[name]}" for name, value in info["config"].items() if value != now[name]
+  ]:
+    print(f"{output}: everything is embedded anew, because of {', '.join(changed)}", flush=True)
     return
   for number, fingerprint in passages.fingerprints_of_segments(passages_folder).items():
     names = index.files_of_segment(info["files"], int(number))

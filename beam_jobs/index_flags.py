@@ -1,5 +1,8 @@
 """Flags shared by the jobs that make an index."""
 
+import dataclasses
+from collections.abc import Mapping
+
 from absl import flags
 
 from realm_tf.retrieval.index_config import (
@@ -46,15 +49,14 @@ def define() -> None:
   flags.DEFINE_bool("jit_compile", True, "Compile the tower with XLA, on a GPU.")
 
 
-def config_of(args: flags.FlagValues) -> IndexConfig:
-  """Returns the index config given by the flags of `define`."""
-  return IndexConfig(
-    searcher=args.searcher,
-    embedding_type=args.embedding_type,
-    recall=args.recall,
-    num_leaves=args.num_leaves,
-    leaves_to_search=args.leaves_to_search,
-    reorder=args.reorder,
-    row_type=args.row_type,
-    mixed_precision=args.mixed_precision,
-  )
+def config_of(args: flags.FlagValues, made: Mapping[str, object] | None = None) -> IndexConfig:
+  """Returns the index config given by the flags of `define`.
+
+  Args:
+    args: the flags.
+    made: the config of an earlier index, for the flags that are not given; None takes their
+      defaults.
+  """
+  names = [field.name for field in dataclasses.fields(IndexConfig) if field.name in args]
+  given = {name: getattr(args, name) for name in names if made is None or args[name].present}
+  return IndexConfig(**{**(made or {}), **given})

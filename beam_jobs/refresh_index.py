@@ -7,7 +7,8 @@ which training never waits.
 
 With --watch it always takes the newest snapshot, skipping any published in between, and reuses the
 compiled tower from one refresh to the next. It also refreshes whenever the passages have been
-updated, and then embeds the new segments only. Beam's options follow `--`.
+updated, and then embeds the new segments only. Flags that are not given are as the newest index in
+--indexes was made. Beam's options follow `--`.
 """
 
 import contextlib
@@ -133,6 +134,22 @@ def watch(
     time.sleep(poll_secs)
 
 
+def config_of(args: flags.FlagValues) -> IndexConfig:
+  """Returns how to make an index.
+
+  A trainer's job has only its flags. Otherwise the flags that are not given are as the newest index
+  was made.
+  """
+  newest = None if args.parent_pid else artifacts.latest(args.indexes)
+  made = artifacts.read_info(newest, kind=index.KIND)["config"] if newest else None
+  config = index_flags.config_of(args, made)
+  default = dataclasses.asdict(IndexConfig())
+  kept = [f"--{name}={value}" for name, value in (made or {}).items() if value != default[name]]
+  if kept and dataclasses.asdict(config) == made:
+    print(f"refresh_index: as {newest} was made: {' '.join(kept)}", flush=True)
+  return config
+
+
 def _end_with(parent_pid: int) -> None:
   """Ends this process group once the process that started it is gone, even if it was killed."""
   while os.getppid() == parent_pid:
@@ -153,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
       passages=args.passages,
       indexes=args.indexes,
       keep=args.keep,
-      config=index_flags.config_of(args),
+      config=config_of(args),
       embed=embed,
     )
 

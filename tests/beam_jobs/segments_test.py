@@ -1,7 +1,10 @@
 """An updated corpus is embedded and indexed by segments, and searched as if it were made anew."""
 
+import dataclasses
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from realm_tf.retrieval import dense, index
 from realm_tf.retrieval.index_config import IndexConfig
 from realm_tf.storage import artifacts
 from tests.folders import publish_snapshot
+from tests.processes import REPOSITORY
 from tests.towns import SIZES, TOWNS, town, write
 
 SEARCHERS = ("exact", "partitioned", "scann")
@@ -114,6 +118,40 @@ def test_an_index_of_other_weights_or_settings_is_not_taken_over(made, corpus, t
     jit_compile=False,
   )
   assert info["counts"]["embedded_now"] == 26 and inodes(output) != before
+
+
+def test_a_refresh_keeps_the_settings_of_the_newest_index(made, corpus, tmp_path):
+  """Flags that are given change them; a trainer's job has only its flags."""
+  config = IndexConfig(searcher="partitioned", recall=0.99, embedding_type="float16")
+  embedding.embed(
+    str(tmp_path / "indexes/00000007"),
+    snapshot=str(made / "snapshots/00000007"),
+    passages_folder=corpus,
+    config=config,
+    jit_compile=False,
+  )
+  change(corpus, tmp_path)
+
+  def refresh(*given: str) -> tuple[str, dict]:
+    done = subprocess.run(
+      [
+        *(sys.executable, "-m", "beam_jobs.refresh_index", "--nojit_compile"),
+        *(f"--snapshots={made}/snapshots", f"--passages={corpus}"),
+        *(f"--indexes={tmp_path}/indexes", *given),
+      ],
+      cwd=REPOSITORY,
+      stdout=subprocess.PIPE,
+      text=True,
+      check=True,
+    )
+    return done.stdout, artifacts.read_info(str(tmp_path / "indexes/00000007"))
+
+  said, info = refresh()
+  assert info["config"] == dataclasses.asdict(config) and info["counts"]["embedded_now"] == 5
+  assert "was made: --searcher=partitioned --embedding_type=float16 --recall=0.99" in said
+  said, info = refresh("--recall=0.5", f"--parent_pid={os.getpid()}")
+  assert info["config"] == dataclasses.asdict(IndexConfig(recall=0.5))
+  assert info["counts"]["embedded_now"] == 31 and "embedded anew, because of searcher" in said
 
 
 def test_damaged_segments_are_not_taken_over(made, corpus, tmp_path):
