@@ -142,7 +142,7 @@ def run(
   if artifacts.is_current(output, kind=passages.KIND, config=config, inputs={}):
     print(f"make_passages: {output} was already made from this corpus with these settings.")
     return passage_artifact.told(artifacts.read_info(output))
-  _refuse_updated(output)
+  passages.refuse_updated(output)
 
   # ---- Passages
   started = time.monotonic()
@@ -223,15 +223,6 @@ def _learned(size: int, also: Sequence[Source]) -> str:
   """Describes how a vocabulary is learned, for the config of the passages."""
   more = f", with {sources.fingerprint_of(also)}" if also else ""
   return f"learned, at most {size}{more}"
-
-
-def _refuse_updated(output: str) -> None:
-  """Raises CorpusError if there are passages at `output` that have been updated."""
-  if (made := ownership.own_info(output)) and made["config"].get("updates"):
-    raise CorpusError(
-      f"{output!r} has been updated since it was made. Update it again with "
-      "beam_jobs.update_passages, or delete it to make it anew."
-    )
 
 
 def _vocabulary_sources(inputs: str, *, format: str) -> list[Source]:

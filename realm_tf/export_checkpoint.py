@@ -82,6 +82,8 @@ def export(workdir: str, output: str) -> list[str]:
         "export_checkpoint: no openqa: its embedder and reader must have the same sizes in "
         "transformers, but differ here."
       )
+    elif retriever and info.retrieval == DENSE and not _has_passages(info, workdir):
+      print(f"export_checkpoint: no openqa: there is no index in {workdir!r}.")
     elif retriever and info.retrieval == DENSE:
       _write_openqa(folders, retriever, reader, opened=open_workdir(workdir, snapshot=info))
   if not folders.written:
@@ -105,6 +107,12 @@ def _is_retriever_of_transformers(retriever: Retriever) -> bool:
       f"{retriever.pooling!r}, but transformers by 'cls' only."
     )
   return retriever.pooling == "cls"
+
+
+def _has_passages(info: SnapshotInfo, workdir: str) -> bool:
+  """Whether a fine-tuned system belongs to passages; a checkpoint may be imported without any."""
+  own = index.folder_of(workdir, info.folder)
+  return "passages" in info.inputs or artifacts.is_complete(own)
 
 
 def _is_encoder_of_transformers(reader: MaskedReader) -> bool:

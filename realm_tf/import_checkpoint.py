@@ -219,7 +219,8 @@ def import_checkpoint(
   models = {name: part.model for name, part in loaded.items()}
   size = next(iter(models.values())).get_config()["architecture"]["vocabulary_size"]
   tokenizer = Tokenizer(vocabulary.with_rows(size))
-  embedded = _embedded(sources, blocks, trust_pickle=trust_pickle)
+  if embedded := _embedded(sources, blocks, trust_pickle=trust_pickle):
+    passages.refuse_updated(folders["passages"])
   _report(sources, loaded, tokenizer)
   details = {
     "imported_from": [os.path.basename(path.rstrip("/")) for path in paths],
@@ -228,7 +229,7 @@ def import_checkpoint(
   }
   if isinstance(models.get("reader"), SpanReader):
     # The snapshot has its own index.
-    details |= fine_tuned(DENSE if embedded else None, num_read=_num_read(sources))
+    details |= fine_tuned(DENSE if "retriever" in models else None, num_read=_num_read(sources))
   if embedded:
     with released_corpus.as_records(embedded.blocks) as records:
       released_corpus.write_passages(
@@ -280,7 +281,7 @@ def _embedded(
   if not blocks:
     print(
       "import_checkpoint: the embeddings were left out, because the text of their passages is "
-      "missing; give --blocks."
+      "missing; give --blocks, or embed passages of your own."
     )
     return None
   if blocks.endswith(".npy") and not trust_pickle:

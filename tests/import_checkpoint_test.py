@@ -48,7 +48,7 @@ from realm_tf.systems.question_answering import QuestionAnswering
 from realm_tf.systems.workdir import open_workdir
 from realm_tf.training import new_models
 from serving import client
-from tests import released_format
+from tests import fine_tuning, released_format
 from tests.conftest import eagerly
 from tests.processes import REPOSITORY, model_server
 
@@ -612,6 +612,42 @@ def test_the_titles_of_a_released_corpus(tmp_path, model_dir, capsys):
     table.texts
   ) == list(plain.texts)
   assert "have no titles" not in capsys.readouterr().out and len(table.title_ids[0]) > 1
+
+
+def test_an_import_does_not_undo_an_update(tmp_path, model_dir):
+  source = with_titles(model_dir, tmp_path / "titled")
+  imported(tmp_path, source, vocab=str(FIXTURES / "embedder"), **HEADS)
+  update_passages.update(str(tmp_path / "W" / "passages"), delete=["the tower 2"])
+  before = artifacts.read_info(str(tmp_path / "W" / "passages"))
+  with pytest.raises(artifacts.ArtifactError, match="passages' has been updated since"):
+    imported(tmp_path, source, vocab=str(FIXTURES / "embedder"), **HEADS)
+  assert artifacts.read_info(str(tmp_path / "W" / "passages")) == before
+
+
+def test_a_released_reader_answers_from_ones_own_passages(tmp_path):
+  """The sequence in docs/checkpoints.md, without the released passages."""
+  shutil.copytree(FIXTURES / "openqa", tmp_path / "openqa")
+  os.remove(tmp_path / "openqa/block_records.npy")
+  snapshot = imported(tmp_path, str(tmp_path / "openqa"), "embedder")
+  with pytest.raises(artifacts.ArtifactError, match="no index in .*\n.*embed_passages --snapshot"):
+    open_workdir(str(tmp_path / "W"))
+  articles, corpus, made = tmp_path / "mine.jsonl", str(tmp_path / "P"), str(tmp_path / "I")
+  articles.write_text(json.dumps({"title": "the tower", "text": "the tower is in paris ."}) + "\n")
+  make_passages.run(str(articles), corpus, vocab=snapshot)
+  embedding.embed(made, snapshot=snapshot, passages_folder=corpus, jit_compile=False)
+  asked = tmp_path / "asked.jsonl"
+  asked.write_text(json.dumps({"question": "where is the tower ?", "answer": ["paris"]}) + "\n")
+  scores = fine_tuning.score(
+    str(tmp_path / "W"),
+    questions_path=str(asked),
+    output=str(tmp_path / "predictions.jsonl"),
+    index_folder=made,
+  )
+  assert "exact_match" in scores
+  (line,) = (tmp_path / "predictions.jsonl").read_text().splitlines()
+  assert json.loads(line)["prediction"] in "the tower is in paris ."
+  export(str(tmp_path / "W"), str(tmp_path / "H"))
+  assert not (tmp_path / "H/openqa").exists() and (tmp_path / "H/reader").exists()
 
 
 # ========================================================================================== and out

@@ -88,7 +88,7 @@ def moved(run, tmp_path, monkeypatch):
 
 def test_a_moved_run_is_whole(run, moved, toy):
   assert score("finetune", toy) == run[1]
-  assert index.passages_of("realm/indexes/00000004") == str(moved / "passages")
+  assert passages.find_of("realm/indexes/00000004") == str(moved / "passages")
   system = parts.find_system("finetune")
   assert system.folders == {
     "snapshot": "finetune/snapshots/00000002",
@@ -116,17 +116,17 @@ def test_a_part_that_was_moved_alone_is_found_by_fingerprint(run, moved, toy, ca
   (moved / "data").mkdir()
   os.rename("passages", "data/z")
   try:
-    assert index.passages_of("realm/indexes/00000004") == str(moved / "data/z")
+    assert passages.find_of("realm/indexes/00000004") == str(moved / "data/z")
     assert f"found by fingerprint at {moved}/data/z" in capsys.readouterr().err
     os.rename("data/z", moved.parent / "z")
     # other ones in their place are not used
     shutil.copytree(toy.path("passages-pretraining"), "passages")
-    assert index.passages_of("realm/indexes/00000004") == str(moved.parent / "z")
+    assert passages.find_of("realm/indexes/00000004") == str(moved.parent / "z")
     os.rename(moved.parent / "z/COMPLETE", moved.parent / "marker")
     fingerprint = artifacts.read_info("realm/indexes/00000004")["inputs"]["passages"]["fingerprint"]
     others = artifacts.read_info("passages")["fingerprint"]
     with pytest.raises(artifacts.ArtifactError) as caught:
-      index.passages_of("realm/indexes/00000004")
+      passages.find_of("realm/indexes/00000004")
     for words in (
       f"was made from passages {fingerprint}",
       f"{str(moved / 'passages')!r} (passages {others})",

@@ -18,7 +18,7 @@ from realm_tf.corpus import segments
 from realm_tf.corpus.segments import Segment
 from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.corpus.vocabularies import VOCAB
-from realm_tf.storage import arrow_files, artifacts, integrity, paths
+from realm_tf.storage import arrow_files, artifacts, integrity, ownership, paths
 from realm_tf.storage.columns import Fixed, Ragged
 
 KIND = "passages"
@@ -359,6 +359,38 @@ class PassageTable:
   def short_uids(self) -> np.ndarray:
     """`short_uids` of all passages."""
     return short_uids(self.uids)
+
+
+def find_of(folder: str, *, advice: str | None = None) -> str:
+  """Returns the passages that an artifact was made from, or a later version of them.
+
+  Args:
+    folder: a complete artifact.
+    advice: what to do if they are not found.
+
+  Raises:
+    ArtifactError: they are not found.
+  """
+  wanted = artifacts.read_info(folder)["inputs"].get(KIND, {}).get("fingerprint")
+  return artifacts.find_input(
+    folder,
+    KIND,
+    accept=lambda found: wanted in [found["fingerprint"], *found.get(VERSIONS, [])],
+    advice=advice,
+  )
+
+
+def refuse_updated(folder: str) -> None:
+  """Checks that there are no passages at `folder` that have been updated.
+
+  Raises:
+    ArtifactError: there are; they would be lost if they were made anew.
+  """
+  if (made := ownership.own_info(folder)) and made.get(VERSIONS):
+    raise artifacts.ArtifactError(
+      f"{folder!r} has been updated since it was made. Update it again with "
+      "beam_jobs.update_passages, or delete it to make it anew."
+    )
 
 
 def load_tokenizer(folder: str) -> Tokenizer:

@@ -311,14 +311,6 @@ def folder_of(workdir: str, snapshot: str) -> str:
   return artifacts.step_folder(os.path.join(workdir, "indexes"), artifacts.step_of(snapshot))
 
 
-def passages_of(folder: str, *, advice: str | None = None) -> str:
-  """Returns the passages folder that an index was made from.
-
-  `advice` says what to do if the folder is not found.
-  """
-  return artifacts.find_input(folder, "passages", advice=advice)
-
-
 def load(
   folder: str,
   *,

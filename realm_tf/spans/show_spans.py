@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from realm_tf.corpus import marks, passages
+from realm_tf.corpus import marks, passages, segments
 from realm_tf.corpus.marks import Mark
 from realm_tf.spans import rules, span_tagger
 from realm_tf.storage import artifacts, ownership, paths
@@ -184,8 +184,11 @@ def page(folders: Sequence[str], *, num: int, seed: int, source: str) -> str:
 
 
 def _sentences(passages_folder: str) -> Iterator[tuple[passages.Passage, str]]:
+  """Yields the sentences of the passages that are not deleted, with their passages."""
+  deleted = set(segments.read_deleted(passages_folder).tolist())
   for path in passages.shard_paths(passages_folder, passages.KIND):
-    for passage in passages.read_shard(path, passages.Passage):
+    rows = passages.read_shard(path, passages.Passage)
+    for passage in (row for row in rows if row.number not in deleted):
       for text in passages.sentences_of(
         passage.text, passage.sentence_starts, passage.sentence_ends
       ):

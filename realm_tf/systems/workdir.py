@@ -24,7 +24,7 @@ from realm_tf.models import snapshots
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.retriever import Retriever
 from realm_tf.retrieval import dense, index
-from realm_tf.storage import artifacts
+from realm_tf.storage import artifacts, ownership
 
 TRAIN_FIRST = "give the workdir of a trainer that has finished."
 
@@ -231,22 +231,21 @@ def open_workdir(
   """
   snapshot = snapshot or newest_snapshot(workdir, advice=advice)
   if index_folder and not passages_folder:
-    passages_folder = index.passages_of(index_folder, advice=passages_advice)
+    passages_folder = passages.find_of(index_folder, advice=passages_advice)
   if snapshot.retrieval in (BM25, CLOSED_BOOK):
     index_folder = None
   elif not index_folder and (need_index or not passages_folder):
     index_folder = find_index(workdir, snapshot)
-    if not snapshot.is_fine_tuned:
-      if not artifacts.is_complete(index_folder):
-        raise artifacts.ArtifactError(
-          f"no index in {workdir!r}. Make one, and give it as --index=INDEX:\n"
-          f"python -m beam_jobs.embed_passages --snapshot={snapshot.folder} --passages=P "
-          "--output=INDEX"
-        )
-      if not passages_folder:
-        passages_folder = index.passages_of(index_folder, advice=passages_advice)
-  if not passages_folder:  # a fine-tuned snapshot records its own
-    passages_folder = find_passages(snapshot)
+    if not artifacts.is_complete(index_folder):
+      raise artifacts.ArtifactError(
+        f"no index in {workdir!r}. Make one, and give it as --index=INDEX:\n"
+        f"python -m beam_jobs.embed_passages --snapshot={snapshot.folder} --passages=P "
+        "--output=INDEX"
+      )
+  if not passages_folder and "passages" in snapshot.inputs:
+    passages_folder = passages.find_of(snapshot.folder)
+  elif not passages_folder:
+    passages_folder = passages.find_of(index_folder or snapshot.folder, advice=passages_advice)
   opened = Workdir(
     folder=workdir,
     snapshot=snapshot,
@@ -285,35 +284,31 @@ def _check_fine_tuned_index(folder: str, snapshot: SnapshotInfo) -> None:
     )
 
 
-def find_passages(snapshot: SnapshotInfo) -> str:
-  """Returns the passages that a snapshot was fine-tuned with, or a later version of them.
-
-  Raises:
-    ArtifactError: they are not found.
-  """
-  wanted = artifacts.read_info(snapshot.folder)["inputs"].get("passages", {}).get("fingerprint")
-  return artifacts.find_input(
-    snapshot.folder,
-    "passages",
-    accept=lambda found: wanted in [found["fingerprint"], *found.get(passages.VERSIONS, [])],
-  )
-
-
 def find_index(workdir: str, snapshot: SnapshotInfo) -> str:
   """Returns the index of a workdir's snapshot.
 
-  This is the index that the snapshot was fine-tuned with, or its own below the workdir.
+  This is its own below the workdir, or else the one that the snapshot was fine-tuned with.
 
   Raises:
     ArtifactError: the index that the snapshot was fine-tuned with is not found.
   """
-  if "index" not in snapshot.inputs:
-    return index.folder_of(workdir, snapshot.folder)
+  own = index.folder_of(workdir, snapshot.folder)
+  if "index" not in snapshot.inputs or _is_made_from(own, snapshot.fingerprint):
+    return own
   return artifacts.find_input(  # with any searcher
     snapshot.folder,
     "index",
     accept=lambda found: found["inputs"]["snapshot"]["fingerprint"] == snapshot.index_snapshot,
+    advice="Put it back, give its location as --index, or make one:\n"
+    f"python -m beam_jobs.refresh_index --snapshots={os.path.join(workdir, 'snapshots')} "
+    f"--passages=P --indexes={os.path.join(workdir, 'indexes')}",
   )
+
+
+def _is_made_from(folder: str, snapshot: str) -> bool:
+  """Returns whether there is an index that was made from the snapshot with this fingerprint."""
+  made = ownership.own_info(folder) if artifacts.is_complete(folder) else None
+  return made is not None and made["inputs"]["snapshot"]["fingerprint"] == snapshot
 
 
 # ============================================================================= pre-trained snapshot

@@ -8,12 +8,13 @@ train_tagger_test.py tests the trained tagger.
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from beam_jobs import annotate_spans, make_passages, taggers
+from beam_jobs import annotate_spans, make_passages, taggers, update_passages
 from realm_tf.corpus import passages
 from realm_tf.spans import rules, show_spans
 from realm_tf.storage import artifacts, publishing
@@ -319,3 +320,19 @@ def test_page_of_two_folders(made, tmp_path):
     alone.count("<li>") == info["counts"]["sentences"]
     and alone.count('class="first starts ends"') == num_spans + 2
   )
+
+
+def test_page_of_an_updated_corpus(made, tmp_path):
+  """It has the sentences of the documents that are there now."""
+  folder, _ = made
+  corpus, spans = str(shutil.copytree(folder / "P", tmp_path / "P")), str(tmp_path / "S")
+  gone = passages.load(corpus).titles[0]
+  (tmp_path / "new.jsonl").write_text(
+    json.dumps({"title": "Zarnholm", "text": "Ottoline Quexby founded Zarnholm in 1815."})
+  )
+  update_passages.update(corpus, add=str(tmp_path / "new.jsonl"), delete=[gone])
+  info = annotate_spans.run(corpus, spans)
+  page = show_spans.page([spans], num=10_000, seed=0, source="")
+  shown = set(re.findall(r"<h2>(.*?)</h2>", page))
+  assert gone not in shown and "Zarnholm" in shown
+  assert page.count("<li>") == info["counts"]["sentences"]

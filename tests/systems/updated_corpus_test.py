@@ -1,4 +1,4 @@
-"""A fine-tuned system after an update of the passages that it was fine-tuned with."""
+"""Trained systems after an update of their passages."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from realm_tf import finetune
 from realm_tf.corpus import passages
 from realm_tf.models import snapshots
 from realm_tf.storage import artifacts
+from realm_tf.systems.workdir import open_workdir
 from tests.conftest import eagerly
 
 NEW = {"title": "Zarnholm", "text": "The port of Zarnholm was founded by Ottoline Quexby."}
@@ -22,7 +23,7 @@ def titles_found(workdir: str) -> set[str]:
   return {passage.title for passage in found}
 
 
-def test_fine_tuned_systems_search_the_updated_passages(toy, tmp_path):
+def test_trained_systems_search_the_updated_passages(toy, tmp_path):
   corpus = shutil.copytree(toy.config().passages, tmp_path / "P")
   pretrained = str(tmp_path / "pretrained")
   models = {
@@ -37,9 +38,9 @@ def test_fine_tuned_systems_search_the_updated_passages(toy, tmp_path):
     made_by="pretrain",
   )
 
-  def make_index() -> None:
+  def make_index(snapshot: str = snapshot) -> None:
     embedding.embed(
-      f"{pretrained}/indexes/00000003",
+      snapshot.replace("/snapshots/", "/indexes/"),
       snapshot=snapshot,
       passages_folder=str(corpus),
       jit_compile=False,
@@ -64,15 +65,18 @@ def test_fine_tuned_systems_search_the_updated_passages(toy, tmp_path):
     "bm25": every,
   }
 
+  shutil.copytree(corpus, tmp_path / "P-copy")  # the former version is not used in its place
   added, gone = tmp_path / "new.jsonl", sorted(every)[0]
   added.write_text(json.dumps(NEW) + "\n")
   update_passages.update(str(corpus), add=str(added), delete=[gone])
   now = every - {gone} | {NEW["title"]}
   assert titles_found(workdirs["bm25"]) == now
-  with pytest.raises(artifacts.ArtifactError, match="index .* was made from passages"):
-    realm_tf.load(workdirs["dense"])
+  assert open_workdir(pretrained, need_index=False).passages == str(corpus)
+  for workdir in (workdirs["dense"], pretrained):
+    with pytest.raises(artifacts.ArtifactError, match="index .* was made from passages .*again"):
+      realm_tf.load(workdir)
   make_index()
-  assert titles_found(workdirs["dense"]) == now
+  assert titles_found(workdirs["dense"]) == titles_found(pretrained) == now
   assert realm_tf.load(workdirs["bm25"]).answer(QUESTION).passage.title == NEW["title"]
 
   update_passages.compact(str(corpus))
@@ -81,3 +85,12 @@ def test_fine_tuned_systems_search_the_updated_passages(toy, tmp_path):
     "dense": now,
     "bm25": now,
   }
+
+  # The workdir that it was fine-tuned from goes on without it; its own index serves as well.
+  shutil.rmtree(f"{pretrained}/indexes/00000003")
+  with pytest.raises(
+    artifacts.ArtifactError, match=f"refresh_index --snapshots={workdirs['dense']}/snapshots"
+  ):
+    realm_tf.load(workdirs["dense"])
+  make_index(artifacts.latest(f"{workdirs['dense']}/snapshots"))
+  assert titles_found(workdirs["dense"]) == now
