@@ -141,7 +141,8 @@ def config_of(args: flags.FlagValues) -> IndexConfig:
   was made.
   """
   newest = None if args.parent_pid else artifacts.latest(args.indexes)
-  made = artifacts.read_info(newest, kind=index.KIND)["config"] if newest else None
+  info = ownership.own_info(newest) if newest else None  # it may be damaged, and is then made again
+  made = info["config"] if info and info["kind"] == index.KIND else None
   config = index_flags.config_of(args, made)
   default = dataclasses.asdict(IndexConfig())
   kept = [f"--{name}={value}" for name, value in (made or {}).items() if value != default[name]]

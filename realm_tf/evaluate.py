@@ -262,25 +262,25 @@ def evaluate_zero_shot(
     need_index=not bm25_baseline,
   )
   table, tokenizer = opened.table, opened.tokenizer
-  length = snapshots.model_config(opened.snapshot.folder, "retriever")["config"]["query_length"]
   if clozes:
-    masked = questions.masked_clozes(rows, tokenizer=tokenizer, max_masks=length)
-    query_ids = packing.pack_queries(
-      masked.ids.tensor(), tokenizer=tokenizer, length=length
-    ).numpy()
     texts = [
       row.text.encode()[: row.span[0]].decode() + row.text.encode()[row.span[1] :].decode()
       for row in rows
       if row.span
     ]
   else:
-    query_ids, texts = (
-      questions.packed_questions(rows, tokenizer=tokenizer, length=length),
-      [row.text for row in rows],
-    )
+    texts = [row.text for row in rows]
   if bm25_baseline:
     how = searched_by_bm25(Bm25Retrieval(table), texts)
   else:
+    length = snapshots.model_config(opened.snapshot.folder, "retriever")["config"]["query_length"]
+    if clozes:
+      masked = questions.masked_clozes(rows, tokenizer=tokenizer, max_masks=length)
+      query_ids = packing.pack_queries(
+        masked.ids.tensor(), tokenizer=tokenizer, length=length
+      ).numpy()
+    else:
+      query_ids = questions.packed_questions(rows, tokenizer=tokenizer, length=length)
     questions.tell_cut(tokenizer.lengths(texts), length=length)
     indexed = opened.load_index()
     how = searched_in(indexed, query_ids, exact_recall=exact_recall)
@@ -341,7 +341,7 @@ def evaluate(
     reads = [asked, index_folder, passages_folder]
     ownership.check_file(output, reads=[path for path in reads if path])
   rows = read(asked)
-  if newest_snapshot(workdir).is_fine_tuned and not clozes_path:
+  if newest_snapshot(workdir).is_fine_tuned and not clozes_path and not bm25_baseline:
     opened = open_workdir(workdir, index_folder=index_folder, passages_folder=passages_folder)
     closed_book = opened.snapshot.retrieval == CLOSED_BOOK
     system = ClosedBook(opened) if closed_book else QuestionAnswering(opened)

@@ -317,6 +317,7 @@ def train_tagger(config, workdir: str) -> str:
     schedule=schedule,
     jit_compile=setup.jit_compile,
     optimizer=setup.optimizer(schedule),
+    made_from={"sentences": artifacts.fingerprint_of(sentences)},
   )
 
   # ---- Scores, and the exported tagger

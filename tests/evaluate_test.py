@@ -516,6 +516,17 @@ def test_bm25_baseline(toy, tmp_path):
   )
 
 
+@pytest.mark.parametrize("kind", ["dense", "bm25", "none"])
+def test_bm25_baseline_of_a_fine_tuned_workdir(kind, toy, fine_tuned):
+  """It is BM25 over the same passages, whatever models are there."""
+  for name, path in (
+    ("questions", "corpus/questions.test.jsonl"),
+    ("clozes", "corpus/clozes.test.jsonl"),
+  ):
+    asked = {f"{name}_path": toy.path(path), "bm25_baseline": True}
+    assert score(fine_tuned[kind], **asked) == score(toy.path("ict"), **asked), name
+
+
 # ----------------------------------------------------------------------------------------- commands
 
 

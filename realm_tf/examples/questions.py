@@ -36,6 +36,11 @@ class Question:
   regex: bool = False
 
 
+def fingerprint_of(rows: Sequence[Question]) -> str:
+  """Returns a fingerprint of questions and their answers, in their order."""
+  return artifacts.fingerprint_of([dataclasses.astuple(row) for row in rows])
+
+
 def read_questions(path: str, *, need_answers: bool = True) -> list[Question]:
   """Reads `{"question": str, "answer": [str, ..]}` records.
 

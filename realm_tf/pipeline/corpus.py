@@ -13,9 +13,15 @@ def corpus_stages(plan: Plan) -> list[Stage]:
   """Returns the stages that make passages, spans and questions.
 
   Raises:
-    ConfigError: no articles.
+    ConfigError: no articles, or nowhere to write the parts of the questions to.
   """
   section = plan.corpus
+  if section.questions and not (plan.finetune.questions and plan.evaluate.questions):
+    raise ConfigError(
+      "corpus.questions is split into two files; name them: "
+      f"--config.finetune.questions={plan.run_dir}/questions.train.jsonl "
+      f"--config.evaluate.questions={plan.run_dir}/questions.test.jsonl."
+    )
   if not section.knowledge:
     raise ConfigError(
       "no corpus; give your articles: --config.corpus.knowledge='docs/*.jsonl' (files, folders "

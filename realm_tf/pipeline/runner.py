@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Collection, Sequence
 
+from realm_tf.corpus import passages
 from realm_tf.pipeline import dependencies, processes
 from realm_tf.pipeline.processes import PipelineError
 from realm_tf.pipeline.stage import PORT, Stage
@@ -49,16 +50,19 @@ class Runner:
     """
     made = {path for stage in found for path in (stage.folder, *stage.outputs)}
     missing = {path for path in made if not artifacts.gfile.exists(path)}
-    remade: dict[
-      str, tuple[list[str], Stage]
-    ] = {}  # output → why it will differ, and from where on
+    # output → why it will differ, and the first stage whose result does
+    remade: dict[str, tuple[list[str], Stage]] = {}
     for stage in found:
-      _, changed = self._changed(stage, unseen=missing)
-      if stage.settings and stage.name in self.state and stage.folder in missing:
-        changed = [f"{stage.folder} is missing and will be trained again"]
-      inherited = next((remade[path] for path in stage.inputs if path in remade), None)
+      unseen = {path for path in stage.inputs if any(_holds(one, path) for one in missing)}
+      _, changed = self._changed(stage, unseen=unseen)
+      if stage.settings and stage.folder in missing:
+        changed = [f"{stage.folder} is missing and will be trained"]
+      inherited = next(
+        (remade[one] for one in remade if any(_holds(one, path) for path in stage.inputs)), None
+      )
       why, root = inherited if inherited and not changed else (changed, stage)
-      if why and stage.settings and artifacts.gfile.exists(stage.folder):
+      is_trained = stage.settings and stage.name in self.state and stage.folder not in missing
+      if why and is_trained:
         raise _was_trained_with_something_else(stage, why, root)
       if why:
         remade |= dict.fromkeys((stage.folder, *stage.outputs), (why, root))
@@ -109,8 +113,8 @@ class Runner:
     """Deletes the output of a stage and all later ones.
 
     Raises:
-      PipelineError: there is no such stage, other files are among the output, or something that is
-        to stay was trained with something else; then nothing is deleted.
+      UserError: there is no such stage, other files or an updated corpus are among the output, or
+        something that is to stay was trained with something else; then nothing is deleted.
     """
     names = [stage.name for stage in found]
     if first not in names:
@@ -126,6 +130,7 @@ class Runner:
             f"--redo={first} would delete {os.path.join(path, added[0])!r}, which no stage wrote "
             f"({len(added)} such files there). Move it away first."
           )
+        passages.refuse_updated(path)
         if artifacts.gfile.isdir(path) or stage.name in self.state:  # a file may be the user's
           doomed.append(path)
     for path in doomed:
@@ -191,7 +196,7 @@ def check_inputs(found: Sequence[Stage]) -> None:
   missing: dict[str, str] = {}
   for stage in found:
     for path in stage.inputs:
-      if not any(path == one or path.startswith(one + "/") for one in made):
+      if not any(_holds(one, path) for one in made):
         for name in paths.split(path):
           if not paths.matching(name):
             missing.setdefault(name, stage.name)
@@ -201,6 +206,11 @@ def check_inputs(found: Sequence[Stage]) -> None:
       f"missing, and made by no stage: {told}. The config's first lines list what must exist "
       "before a run."
     )
+
+
+def _holds(folder: str, path: str) -> bool:
+  """Returns whether a path is `folder` or below it."""
+  return path == folder or path.startswith(folder + "/")
 
 
 def _is_there(path: str) -> bool:

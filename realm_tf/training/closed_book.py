@@ -12,7 +12,7 @@ import numpy as np
 
 from realm_tf.corpus import metrics, passages
 from realm_tf.corpus.tokenization import Tokenizer
-from realm_tf.examples import epochs, packing
+from realm_tf.examples import epochs, packing, questions
 from realm_tf.examples.questions import Question, read_questions
 from realm_tf.models import snapshots
 from realm_tf.models.masked_reader import MaskedReader
@@ -98,6 +98,7 @@ def finetune(
     jit_compile=setup.jit_compile,
     optimizer=optimizer,
     best=best,
+    made_from={"questions": questions.fingerprint_of(rows)},
   )
   said = best.take() if best else {}
   return write_snapshot(os.path.join(workdir, "snapshots"), schedule.steps, said)

@@ -119,7 +119,7 @@ def train(
   extra_metrics: Callable[[], Mapping[str, float]] = dict,
   callbacks: Sequence[keras.callbacks.Callback] = (),
   best: "KeepBest | None" = None,
-  base: str | None = None,
+  made_from: Mapping[str, str] = {},
 ) -> None:
   """Runs Keras' `fit`, resuming from W's newest checkpoint.
 
@@ -133,13 +133,13 @@ def train(
     extra_metrics: returns further values for rows of metrics.jsonl.
     callbacks: further Keras callbacks.
     best: keeps the best weights, which the caller takes afterwards.
-    base: the snapshot whose fixed weights the model is trained beside; checkpoints record it.
+    made_from: names of what the model is trained with, such as "questions" → their fingerprints;
+      checkpoints record them.
 
   Raises:
-    UserError: the workdir holds files of other origin, another process trains there, or its
-      checkpoint was trained beside another snapshot.
-    TrainingError: the loss is not finite, or the batch cannot be divided among the devices that the
-      model was built on.
+    UserError: the workdir holds files of other origin, or another process trains there.
+    TrainingError: the checkpoint was trained with something else, the loss is not finite, or the
+      batch cannot be divided among the devices that the model was built on.
   """
   steps, log_every = schedule.steps, schedule.log_every
   check_workdir(workdir, steps)
@@ -157,8 +157,7 @@ def train(
   with strategy.scope():
     model.compile(optimizer=optimizer, jit_compile=jit_compile)
     optimizer.build(model.trainable_variables)
-  beside = {"base": artifacts.read_info(base)["fingerprint"]} if base else {}
-  _check_base(workdir, beside, base)
+  _check_made_from(workdir, made_from)
   start = restore(model, workdir)
   if start:
     print(f"{workdir}: resuming from step {start} of {steps}", file=sys.stderr)
@@ -185,7 +184,7 @@ def train(
         epochs=steps // log_every,
         verbose=1 if sys.stderr.isatty() else 2,
         callbacks=[
-          _Report(workdir, start, schedule, extra_metrics, best, beside),
+          _Report(workdir, start, schedule, extra_metrics, best, made_from),
           *callbacks,
           *([best] if best else ()),
         ],
@@ -230,30 +229,27 @@ def restore(model: keras.Model, workdir: str) -> int:
   return step
 
 
-def _check_base(workdir: str, beside: Mapping[str, str], base: str | None) -> None:
-  """Checks that W's newest checkpoint was trained beside the same snapshot.
+def _check_made_from(workdir: str, made_from: Mapping[str, str]) -> None:
+  """Checks that W's newest checkpoint was trained with the same things.
 
   Raises:
-    TrainingError: it was trained beside another one.
+    TrainingError: it was trained with something else.
   """
   folder = artifacts.latest(os.path.join(workdir, "checkpoints"))
-  if folder and (before := artifacts.read_info(folder)["config"]) != beside:
+  before = artifacts.read_info(folder)["config"] if folder else made_from
+  names = {*before, *made_from}
+  if others := sorted(name for name in names if before.get(name) != made_from.get(name)):
     raise TrainingError(
-      f"{workdir!r} was trained from snapshot {before.get('base')}, and cannot go on from "
-      f"{beside.get('base')} ({base!r}). Give another workdir, or delete this one to train anew."
+      f"{workdir!r} was trained with something else ({', '.join(others)}) and cannot go on. Give "
+      "another workdir, or delete this one to train again."
     )
 
 
-def save(
-  model: keras.Model, workdir: str, step: int, *, beside: Mapping[str, str] | None = None
-) -> None:
-  """Publishes W/checkpoints/<step> and deletes all but the newest two.
-
-  `beside` names the snapshot whose fixed weights the model is trained beside.
-  """
+def save(model: keras.Model, workdir: str, step: int, *, made_from: Mapping[str, str]) -> None:
+  """Publishes W/checkpoints/<step> and deletes all but the newest two."""
   root = os.path.join(workdir, "checkpoints")
   with publishing.publish(
-    artifacts.step_folder(root, step), kind=CHECKPOINT, config=dict(beside or {}), inputs={}
+    artifacts.step_folder(root, step), kind=CHECKPOINT, config=dict(made_from), inputs={}
   ) as staged:
     snapshots.save_weights(model, os.path.join(staged.path, "train.weights.h5"))
   artifacts.prune(root, newest=2)
@@ -293,6 +289,8 @@ class KeepBest(keras.callbacks.Callback):
       name,
     )
     self.root, self.step = os.path.join(workdir, "best"), checkpoint_step(workdir)
+    if not self.step:  # training begins anew, perhaps with something else
+      artifacts.remove_after(self.root, 0)
     self.every_steps, self.steps = every_steps, steps
     self.measured: dict[str, float] = {}  # for metrics.jsonl, after a step that was measured
 
@@ -333,10 +331,10 @@ class KeepBest(keras.callbacks.Callback):
 class _Report(keras.callbacks.Callback):
   """Writes metrics.jsonl, TensorBoard logs and checkpoints; stops if the loss is not finite."""
 
-  def __init__(self, workdir, start, schedule, extra_metrics, best, beside):
+  def __init__(self, workdir, start, schedule, extra_metrics, best, made_from):
     super().__init__()
     self.workdir, self.step, self.schedule = workdir, start, schedule
-    self.extra_metrics, self.best, self.beside = extra_metrics, best, beside
+    self.extra_metrics, self.best, self.made_from = extra_metrics, best, made_from
     self.log, self.since = MetricsLog(workdir, start_step=start), time.monotonic()
 
   def on_train_batch_end(self, batch, logs=None):
@@ -356,4 +354,4 @@ class _Report(keras.callbacks.Callback):
       self.step, {**logs, _RATE: rate, "secs": secs, **self.extra_metrics(), **measured}
     )
     if self.step % self.schedule.checkpoint_every == 0:
-      save(self.model, self.workdir, self.step, beside=self.beside)
+      save(self.model, self.workdir, self.step, made_from=self.made_from)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from realm_tf import errors
+from realm_tf.examples import questions
 from realm_tf.examples.open_qa import QaExamples
 from realm_tf.models import snapshots
 from realm_tf.models.open_qa import OpenQaModel
@@ -188,7 +189,7 @@ def train_question_tower(
     optimizer=optimizer,
     callbacks=callbacks,
     best=best,
-    base=base if how.retrieval == DENSE else None,
+    made_from=made_from(data, base if how.retrieval == DENSE else None),
   )
   said = best.take() if best else {}
   return write_snapshot(os.path.join(workdir, "snapshots"), schedule.steps, said)
@@ -268,6 +269,7 @@ def train_both_towers(
     write_snapshot=write_snapshot,
     prepare=EmbeddedIndex.of,
     keep_best=functools.partial(best_on, dev) if dev else None,
+    made_from=made_from(data, base),
   )
 
   # ---- Last index
@@ -275,6 +277,12 @@ def train_both_towers(
     job, snapshots=os.path.join(workdir, "snapshots"), indexes=os.path.join(workdir, "indexes")
   )
   return last
+
+
+def made_from(data: QaExamples, base: str | None) -> dict[str, str]:
+  """Returns what a model is trained with: the questions, and the retriever's first snapshot."""
+  retriever = {"retriever": artifacts.read_info(base)["fingerprint"]} if base else {}
+  return {"questions": questions.fingerprint_of(data.rows), **retriever}
 
 
 def keep_best(

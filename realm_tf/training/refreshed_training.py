@@ -48,6 +48,7 @@ def train_with_refresh(
   recall: Callable[[IndexedRetriever], dict[str, float]] = no_recall,
   prepare: Callable[[IndexedRetriever], IndexedRetriever] | None = None,
   keep_best: Callable[[Callable[[], IndexedRetriever]], loop.KeepBest] | None = None,
+  made_from: Mapping[str, str] = {},
 ) -> str:
   """Trains with batches from the newest index; resumes from the workdir.
 
@@ -69,6 +70,7 @@ def train_with_refresh(
     recall: measures retrieval with each new index, for metrics.jsonl.
     prepare: see `dense.Swapper`.
     keep_best: function that returns the current index -> callback that keeps the best weights.
+    made_from: see `loop.train`.
 
   Returns:
     The last snapshot's folder, with the best weights if `keep_best` chose some.
@@ -107,6 +109,7 @@ def train_with_refresh(
       extra_metrics=refreshing.metrics,
       callbacks=[refreshing],
       best=best,
+      made_from=made_from,
     )
     if best:
       chosen |= best.take()

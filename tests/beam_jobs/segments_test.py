@@ -149,6 +149,10 @@ def test_a_refresh_keeps_the_settings_of_the_newest_index(made, corpus, tmp_path
   said, info = refresh()
   assert info["config"] == dataclasses.asdict(config) and info["counts"]["embedded_now"] == 5
   assert "was made: --searcher=partitioned --embedding_type=float16 --recall=0.99" in said
+  (shard, *_) = index.shard_paths(str(tmp_path / "indexes/00000007"))
+  os.truncate(shard, 99)  # a damaged index is made again
+  said, info = refresh()
+  assert info["config"] == dataclasses.asdict(config) and info["counts"]["embedded_now"] == 31
   said, info = refresh("--recall=0.5", f"--parent_pid={os.getpid()}")
   assert info["config"] == dataclasses.asdict(IndexConfig(recall=0.5))
   assert info["counts"]["embedded_now"] == 31 and "embedded anew, because of searcher" in said

@@ -3,6 +3,7 @@
 Finished stages stay finished wherever the run is, and --redo deletes only its own files.
 """
 
+import json
 import os
 import shutil
 
@@ -13,7 +14,7 @@ from realm_tf.models import snapshots
 from realm_tf.pipeline import runner, stages
 from realm_tf.pipeline.plan import plan_of
 from realm_tf.pipeline.processes import PipelineError
-from realm_tf.pipeline.stage import Stage
+from realm_tf.pipeline.stage import ConfigError, Stage
 from realm_tf.storage import artifacts, publishing
 
 
@@ -194,6 +195,40 @@ def test_what_is_trained_again_is_trained_before_what_depends_on_it(run, tmp_pat
   shutil.rmtree("run/passages")  # comes back as it was, which changes nothing else
   runner.Runner("run").redo(run.stages(config), "realm")
   assert run(config)[0] == "passages" and run(config) == []
+
+
+def test_a_new_stage_is_not_trained_before_one_that_would_change(run, tmp_path):
+  config = own_corpus_in("run")
+  config.recurring_spans.steps, config.realm.init = 0, "run/ict"
+  run(config)
+  config.recurring_spans.steps, config.realm.init = 600, "run/recurring_spans"
+  with pytest.raises(PipelineError, match="run/realm was trained with something else"):
+    run(config)
+  assert run.called == []
+
+
+def test_a_corpus_that_comes_back_as_it_was_changes_nothing(run):
+  config = quickstart_in("run")
+  run(config)
+  shutil.rmtree("run/corpus")
+  assert run(config) == ["corpus"] and run(config) == []
+
+
+def test_redo_does_not_delete_an_updated_corpus(run):
+  config = own_corpus_in("run")
+  run(config)
+  info = json.loads(artifacts.read_text("run/passages/info.json"))
+  artifacts.write_text("run/passages/info.json", json.dumps(info | {"former_versions": ["before"]}))
+  with pytest.raises(artifacts.UserError, match="'run/passages' has been updated since"):
+    runner.Runner("run").redo(run.stages(config), "passages")
+  assert os.path.exists("run/passages/COMPLETE") and os.path.exists("run/mlm")
+
+
+def test_questions_to_split_need_names_for_their_parts(run):
+  config = own_corpus_in("run")
+  config.corpus.questions, config.evaluate.questions = "questions.jsonl", ""
+  with pytest.raises(ConfigError, match="--config.evaluate.questions=run/questions.test.jsonl"):
+    run(config)
 
 
 def test_beam_options_change_no_result(run):

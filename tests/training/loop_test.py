@@ -23,7 +23,6 @@ from realm_tf.models.in_batch import InBatchModel
 from realm_tf.storage import artifacts, publishing
 from realm_tf.training import loop, new_models
 from realm_tf.training.optimizer import LinearWarmupDecay, bert_optimizer
-from tests.folders import publish_snapshot
 from tests.processes import REPOSITORY, wait_until
 
 # ---------------------------------------------------------------------------------------- optimizer
@@ -286,19 +285,15 @@ def losses_of(workdir) -> dict[int, float]:
   return {row["step"]: row["loss"] for row in rows}
 
 
-def test_a_checkpoint_does_not_go_on_beside_other_fixed_weights(tmp_path):
+def test_training_does_not_go_on_with_something_else(tmp_path):
   """For example fine-tuning, after the retriever that it started from was trained again."""
-  vocab = tmp_path / "vocab.txt"
-  vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
-  first, other = (
-    publish_snapshot(str(tmp_path / "snapshots"), step, vocab=str(vocab)) for step in (7, 8)
-  )
-  train_line(tmp_path / "W", line_batch, steps=4, base=first)
+  train_line(tmp_path / "W", line_batch, steps=4, made_from={"questions": "1", "retriever": "2"})
   before = losses_of(tmp_path / "W")
-  with pytest.raises(loop.TrainingError, match="was trained from snapshot .* cannot go on from"):
-    train_line(tmp_path / "W", line_batch, steps=8, base=other)
-  assert losses_of(tmp_path / "W") == before
-  train_line(tmp_path / "W", line_batch, steps=8, base=first)
+  for steps, others in ((4, {"questions": "1", "retriever": "3"}), (8, {"questions": "1"})):
+    with pytest.raises(loop.TrainingError, match="with something else .retriever. and cannot go"):
+      train_line(tmp_path / "W", line_batch, steps=steps, made_from=others)
+    assert losses_of(tmp_path / "W") == before
+  train_line(tmp_path / "W", line_batch, steps=8, made_from={"retriever": "2", "questions": "1"})
   assert list(losses_of(tmp_path / "W")) == [2, 4, 6, 8]
 
 
@@ -585,6 +580,14 @@ def test_a_better_one_replaces_what_a_killed_run_left(tmp_path):
   again = Kept(tmp_path, {8: 0.25, 12: 0.75, 16: 0.5, 18: 0.5})
   assert again.train() == {"best_step": 12, "dev_exact_match": 0.75}
   assert os.listdir(tmp_path / "best") == ["00000012"]
+
+
+def test_what_was_best_before_the_first_checkpoint_does_not_count(tmp_path):
+  """A run without a checkpoint may be of other data: nothing of it is used."""
+  with pytest.raises(Stop):
+    Kept(tmp_path, SCORES | {4: 1.0}).train(stopping_at(5, line_batch))
+  assert os.listdir(tmp_path / "best") == ["00000004"] and not loop.checkpoint_step(str(tmp_path))
+  assert Kept(tmp_path, SCORES).train() == {"best_step": 8, "dev_exact_match": 0.5}
 
 
 def test_a_run_that_ended_before_there_were_dev_questions(tmp_path):
