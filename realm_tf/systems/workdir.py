@@ -237,6 +237,11 @@ def open_workdir(
   elif not index_folder and (need_index or not passages_folder):
     index_folder = find_index(workdir, snapshot)
     if not artifacts.is_complete(index_folder):
+      if "retriever" not in snapshot.models:
+        raise artifacts.ArtifactError(
+          f"{snapshot.folder!r} has no retriever, only a {' and a '.join(snapshot.models)}. Give "
+          "the workdir of a trainer that trains one, such as realm_tf.pretrain."
+        )
       raise artifacts.ArtifactError(
         f"no index in {workdir!r}. Make one, and give it as --index=INDEX:\n"
         f"python -m beam_jobs.embed_passages --snapshot={snapshot.folder} --passages=P "

@@ -296,6 +296,7 @@ def test_parts_that_do_not_belong_together_are_refused(toy, workdirs, accents, t
   foreign, passages = toy.path("ict/indexes/00000000"), os.path.dirname(accents) + "/passages"
   for words, folder, what in (
     ("no snapshot in", str(tmp_path), {}),
+    ("has no retriever, only a reader. Give the", toy.path("warm"), {}),
     ("was made from snapshot", workdirs["pretrained"], {"index": foreign}),
     ("the fine-tuned retriever wants", workdirs["dense"], {"index": foreign}),
     ("was made from passages", workdirs["pretrained"], {"passages": passages}),
