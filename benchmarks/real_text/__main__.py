@@ -17,8 +17,7 @@ the trained systems and the ranks, from which all tables are made; table.txt, re
 recall.png, rewritten after every system. Use the dev half for choices; `--halves=test` or
 `--halves=dev,test` shows the other one. If interrupted, run it again to resume.
 
-docs/results.md has the runs so far: five systems on Wikipedia from scratch with three seeds, and a
-first look at the papers. The time has not been measured on idle cores.
+docs/results.md has the runs so far, and configs/real_text.py how long they take.
 """
 
 import itertools
