@@ -220,6 +220,8 @@ def run(config, *, config_path: str, overrides: Mapping[str, object], seeds: Seq
   found: dict[str, dict] = {}
   for seed, plan in plans.items():
     runs = runner.Runner(plan.run_dir)
+    every = {stage.name: stage for row in ROWS for stage in stages_of(row, plan)}
+    runs.check(list(every.values()))
     for row in ROWS:
       for stage in stages_of(row, plan):
         runs.run(stage, f"[seed {seed}, {row.name}] {stage.name}")
