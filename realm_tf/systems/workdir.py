@@ -298,22 +298,22 @@ def find_index(workdir: str, snapshot: SnapshotInfo) -> str:
     ArtifactError: the index that the snapshot was fine-tuned with is not found.
   """
   own = index.folder_of(workdir, snapshot.folder)
-  if "index" not in snapshot.inputs or _is_made_from(own, snapshot.fingerprint):
+  made = ownership.own_info(own) if artifacts.is_complete(own) else None
+  if "index" not in snapshot.inputs or (made and _made_from(made) == snapshot.fingerprint):
     return own
   return artifacts.find_input(  # with any searcher
     snapshot.folder,
     "index",
-    accept=lambda found: found["inputs"]["snapshot"]["fingerprint"] == snapshot.index_snapshot,
+    accept=lambda found: _made_from(found) == snapshot.index_snapshot,
     advice="Put it back, give its location as --index, or make one:\n"
     f"python -m beam_jobs.refresh_index --snapshots={os.path.join(workdir, 'snapshots')} "
     f"--passages=P --indexes={os.path.join(workdir, 'indexes')}",
   )
 
 
-def _is_made_from(folder: str, snapshot: str) -> bool:
-  """Returns whether there is an index that was made from the snapshot with this fingerprint."""
-  made = ownership.own_info(folder) if artifacts.is_complete(folder) else None
-  return made is not None and made["inputs"]["snapshot"]["fingerprint"] == snapshot
+def _made_from(info: Mapping) -> str | None:
+  """Returns the fingerprint of the snapshot that an index was made from, given its info.json."""
+  return info["inputs"].get("snapshot", {}).get("fingerprint")
 
 
 # ============================================================================= pre-trained snapshot

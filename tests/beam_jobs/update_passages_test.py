@@ -10,7 +10,6 @@ import pytest
 import tensorflow as tf
 
 from beam_jobs import make_passages, update_passages
-from beam_jobs.sources import CorpusError
 from realm_tf.checkpoints import released_corpus
 from realm_tf.corpus import passages
 from realm_tf.storage import artifacts, json_lines
@@ -222,7 +221,7 @@ def test_what_cannot_be_done_changes_nothing(what, words, corpus):
 
 def test_an_updated_corpus_is_not_made_anew_in_silence(corpus, whole, tmp_path):
   update_passages.update(corpus, delete=["T2"])
-  with pytest.raises(CorpusError, match="has been updated since it was made"):
+  with pytest.raises(artifacts.ArtifactError, match="has been updated since it was made"):
     make_passages.run(str(tmp_path / "first.jsonl"), corpus, vocab=whole, **SIZES)
 
 
