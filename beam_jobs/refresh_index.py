@@ -142,7 +142,9 @@ def config_of(args: flags.FlagValues) -> IndexConfig:
   """
   newest = None if args.parent_pid else artifacts.latest(args.indexes)
   info = ownership.own_info(newest) if newest else None  # it may be damaged, and is then made again
-  made = info["config"] if info and info["kind"] == index.KIND else None
+  made = None
+  if info and info["kind"] == index.KIND and info["format_version"] == artifacts.FORMAT_VERSION:
+    made = info["config"]
   config = index_flags.config_of(args, made)
   default = dataclasses.asdict(IndexConfig())
   kept = [f"--{name}={value}" for name, value in (made or {}).items() if value != default[name]]

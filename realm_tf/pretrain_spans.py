@@ -97,4 +97,5 @@ def pretrain_spans(config, workdir: str) -> str:
     table=table,
     tokenizer=tokenizer,
     made_by="pretrain_spans",
+    made_from={"retriever": artifacts.read_info(start)["fingerprint"]},
   )

@@ -55,8 +55,9 @@ def run(
   runner.check_inputs(found)
   runs = runner.Runner(plan.run_dir)
   if redo:
-    runs.redo(found, redo)
-  runs.check(found)
+    runs.redo(found, redo)  # checks what stays
+  else:
+    runs.check(found)
   for number, stage in enumerate(found, 1):
     runs.run(stage, f"[{number}/{len(found)}] {stage.name}")
 

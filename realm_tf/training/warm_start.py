@@ -41,6 +41,7 @@ def train_retriever(
   table: PassageTable,
   tokenizer: Tokenizer,
   made_by: str,
+  made_from: Mapping[str, str] = {},
 ) -> str:
   """Trains a retriever and publishes it.
 
@@ -58,6 +59,7 @@ def train_retriever(
     table: the passages.
     tokenizer: the retriever's tokenizer.
     made_by: the trainer's name.
+    made_from: see `loop.train`.
 
   Returns:
     The snapshot's folder.
@@ -98,6 +100,7 @@ def train_retriever(
       jit_compile=setup.jit_compile,
       optimizer=optimizer,
       best=best,
+      made_from=made_from,
     )
     details = best.take() if best else {}
   return write_snapshot(os.path.join(workdir, "snapshots"), schedule.steps, details)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from ml_collections import config_dict
 
 from beam_jobs import annotate_spans, make_passages
-from realm_tf import pretrain, pretrain_ict, pretrain_spans, progress, settings
+from realm_tf import errors, pretrain, pretrain_ict, pretrain_spans, progress, settings
 from realm_tf.corpus import metrics, passages
 from realm_tf.corpus.candidates import NULL_PASSAGE, Found
 from realm_tf.examples import packing, recurring_spans
@@ -473,6 +473,9 @@ def test_training_on_recurring_spans_finds_held_out_ones(made, parts, ict, tmp_p
     and end > start + 0.2
     and rows[60]["accuracy"] > rows[10]["accuracy"]
   )
+  config.recurring_spans.init = str(tmp_path / "W")  # another retriever to start from
+  with pytest.raises(errors.UserError, match="trained with something else .retriever. and cannot"):
+    pretrain_spans.pretrain_spans(config, str(tmp_path / "W"))
 
 
 def test_held_out_recall_by_hand(made, parts, ict):
