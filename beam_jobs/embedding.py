@@ -29,6 +29,7 @@ from realm_tf.storage import artifacts, integrity, paths, publishing
 _BATCHES_AT_ONCE = 64  # how many batches of passages are sorted by length together
 _SEED = 0  # for drawing sentences
 _DEFAULT_CONFIG = IndexConfig()
+_OF_EMBEDDINGS = ("embedding_type", "mixed_precision")  # IndexConfig's other settings: the searcher
 
 
 # One model per process, however many threads Beam runs bundles in: TensorFlow's own threads use all
@@ -59,6 +60,8 @@ class Shard:
 class EmbedShard(beam.DoFn):
   """Embeds the passages of one record file, and some of their sentences as queries.
 
+  Passages that were embedded before stay as they are.
+
   Args:
     snapshot: the snapshot folder.
     how: the other arguments of `Embedder`.
@@ -83,6 +86,7 @@ class EmbedShard(beam.DoFn):
 
   def process(self, shard: Shard):
     parts, queries, rng = [], [], np.random.default_rng([_SEED, shard.number])
+    is_embedded = artifacts.gfile.exists(shard.target)
     with _lock:
       embedder = _embedder(self.snapshot, self.how)
       for columns in passages.read_columns(
@@ -91,12 +95,15 @@ class EmbedShard(beam.DoFn):
         ["title_ids", "text_ids", "token_starts", "sentence_starts"],
         rows_at_once=_BATCHES_AT_ONCE * embedder.batch_size,
       ):
-        embeddings, counts = embedder(
-          columns["title_ids"].tensor(),
-          columns["text_ids"].tensor(),
-          after_batch=lambda num: _num_embedded.update({shard.target: num}),
-        )
-        parts.append(embeddings)
+        if not is_embedded:
+          embeddings, counts = embedder(
+            columns["title_ids"].tensor(),
+            columns["text_ids"].tensor(),
+            after_batch=lambda num: _num_embedded.update({shard.target: num}),
+          )
+          parts.append(embeddings)
+          for name, count in counts.items():
+            self.counters[name].inc(count)
         if self.share_queried:
           drawn = sentences.draw_sentences(
             columns["text_ids"],
@@ -106,13 +113,12 @@ class EmbedShard(beam.DoFn):
             rng=rng,
           )
           queries.append(embedder.embed_queries(drawn))
-        for name, count in counts.items():
-          self.counters[name].inc(count)
     empty = [np.empty([0, embedder.retriever.dim])]
-    if self.share_queried:  # first: a resumed job skips shards whose embeddings exist
+    if self.share_queried:
       index.write_shard(index.queries_path(shard.target), np.concatenate(queries or empty))
-    rows = np.concatenate(parts or empty)
-    index.write_shard(shard.target, rows, embedding_type=self.embedding_type)
+    if not is_embedded:
+      rows = np.concatenate(parts or empty)
+      index.write_shard(shard.target, rows, embedding_type=self.embedding_type)
     yield segments.number_of(shard.target)
 
 
@@ -212,8 +218,9 @@ def embed(
 def _say_done(output: str, info: Mapping, counts: Mapping[str, int]) -> None:
   """Prints the result of a job, and a warning if the retriever does not read all word pieces."""
   recall = index.measured_recall(info)
+  rate = f"{info['passages_per_sec']:,.0f}/s" if counts["passages"] else "none embedded anew"
   print(
-    f"{output}: {info['counts']['passages']:,} passages, {info['passages_per_sec']:,.0f}/s, "
+    f"{output}: {info['counts']['passages']:,} passages, {rate}, "
     f"{info['refresh_secs']:.1f} s{recall and '; '}{recall}",
     flush=True,
   )
@@ -241,9 +248,10 @@ def _take_over(
   passages_folder: str,
   config: IndexConfig,
 ) -> None:
-  """Takes the intact segments of an earlier index of the same snapshot, with their searchers.
+  """Takes the intact segments of an earlier index of the same snapshot.
 
-  Also lists the deleted passages.
+  Their searchers and queries are taken too, unless the settings of the search have changed. Also
+  lists the deleted passages.
   """
   deleted = segments.read_deleted(passages_folder)
   if len(deleted):
@@ -254,14 +262,19 @@ def _take_over(
     return
   if info["inputs"]["snapshot"]["fingerprint"] != artifacts.read_info(snapshot)["fingerprint"]:
     return
-  now = dataclasses.asdict(config)
-  if changed := [
-    f"{name} {value} → {now[name]}" for name, value in info["config"].items() if value != now[name]
-  ]:
-    print(f"{output}: everything is embedded anew, because of {', '.join(changed)}", flush=True)
+  now, before = dataclasses.asdict(config), info["config"]
+  changed = {name: f"{before[name]} → {now[name]}" for name in now if now[name] != before[name]}
+  other_embeddings = not changed.keys().isdisjoint(_OF_EMBEDDINGS)
+  if changed:
+    what = "everything is embedded" if other_embeddings else "embeddings are kept, searchers built"
+    why = ", ".join(f"{name} {values}" for name, values in changed.items())
+    print(f"{output}: {what} anew, because of {why}", flush=True)
+  if other_embeddings:
     return
   for number, fingerprint in passages.fingerprints_of_segments(passages_folder).items():
     names = index.files_of_segment(info["files"], int(number))
+    if changed:
+      names = [name for name in names if index.is_shard(name)]
     if info.get("segments", {}).get(number) == fingerprint and _are_intact(output, names):
       paths.link_files(output, names, to=staged.path)
       staged.files |= {name: info["files"][name] for name in names}
@@ -287,7 +300,7 @@ def _run(
   how: Mapping[str, int | bool],
   beam_args: Sequence[str],
 ) -> dict[str, int]:
-  """Writes the embedding files that `folder` lacks, and builds the searcher of each segment.
+  """Writes the embeddings and queries that `folder` lacks, and builds each segment's searcher.
 
   Returns:
     The counts of these files, by the names of COUNTERS.
@@ -296,10 +309,15 @@ def _run(
   shards = [
     Shard(i, source, os.path.join(folder, _name_of(source))) for i, source in enumerate(sources)
   ]
-  missing = [shard for shard in shards if not artifacts.gfile.exists(shard.target)]
+  targets = [shard.target for shard in shards if not artifacts.gfile.exists(shard.target)]
+  to_query = [
+    shard.target
+    for shard in shards
+    if share_queried and not artifacts.gfile.exists(index.queries_path(shard.target))
+  ]
+  missing = [shard for shard in shards if shard.target in {*targets, *to_query}]
   pipeline, ended = pipelines.pipeline(beam_args), threading.Event()
-  to_do = num_passages * len(missing) // len(shards)
-  targets = [shard.target for shard in missing]
+  to_do = num_passages * len(targets) // len(shards)
   threading.Thread(target=_show_progress, args=[folder, targets, to_do, ended]).start()
   try:
     with pipeline:

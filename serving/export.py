@@ -17,6 +17,7 @@ find a version too early; it then fails to load it and retries.
 
 With --watch it keeps running, and exports whenever the snapshot, the index or the passages have
 changed. Beside `beam_jobs.refresh_index --watch`, a server so gets every update of the passages.
+Each version is as large as the corpus: --keep=2 deletes all but the newest two.
 """
 
 import functools
@@ -62,6 +63,12 @@ if __name__ == "__main__":
   flags.DEFINE_string("passages", None, "Passages to use instead of the workdir's.")
   flags.DEFINE_integer(
     "version", None, "Version to write; by default the next free one.", lower_bound=1
+  )
+  flags.DEFINE_integer(
+    "keep",
+    None,
+    "How many versions to keep, older ones are deleted; by default all.",
+    lower_bound=1,
   )
   flags.DEFINE_bool("watch", False, "Keep running, and export whenever the inputs have changed.")
   flags.DEFINE_float("poll_secs", 1.0, "With --watch, seconds between two checks.")
@@ -191,13 +198,18 @@ def null_vector(retriever: Retriever, tokenizer: Tokenizer) -> np.ndarray:
 # ======================================================================================= publishing
 
 
-def newest_version(output: str) -> str | None:
-  """Returns the folder of the newest complete version under M, or None."""
-  complete = [
+def complete_versions(output: str) -> list[str]:
+  """Returns the folders of the complete versions under M, oldest first."""
+  return [
     folder
     for version in versions(output)
     if artifacts.is_complete(folder := os.path.join(output, str(version)))
   ]
+
+
+def newest_version(output: str) -> str | None:
+  """Returns the folder of the newest complete version under M, or None."""
+  complete = complete_versions(output)
   return complete[-1] if complete else None
 
 
@@ -328,7 +340,13 @@ def _write_assets(
 
 
 def watch(
-  workdir: str, output: str, *, settings: Mapping, where: Mapping[str, Any], poll_secs: float
+  workdir: str,
+  output: str,
+  *,
+  settings: Mapping,
+  where: Mapping[str, Any],
+  keep: int | None,
+  poll_secs: float,
 ) -> None:
   """Exports whenever the newest version is not of the system as it is now; never returns.
 
@@ -337,6 +355,7 @@ def watch(
     output: see `export`.
     settings: the searcher and the sizes; see `export`.
     where: the other parts; see `find_parts`.
+    keep: how many versions to keep; None keeps all.
     poll_secs: seconds between two checks.
   """
   told = ""
@@ -345,7 +364,7 @@ def watch(
       _, _, folders = parts.find_parts(workdir, **where)
       now = {name: artifacts.read_info(folder)["fingerprint"] for name, folder in folders.items()}
       if (dict(settings), now) != _made_from(output):
-        _say_done(export(workdir, output, **settings, **where))
+        _end(export(workdir, output, **settings, **where), keep)
     except artifacts.ArtifactError as error:  # for example while the index is made
       if str(error) != told:
         print(f"waiting: {error}", file=sys.stderr, flush=True)
@@ -362,8 +381,13 @@ def _made_from(output: str) -> tuple[dict, dict[str, str]] | None:
   return info["config"], {name: part["fingerprint"] for name, part in info["inputs"].items()}
 
 
-def _say_done(folder: str) -> None:
+def _end(folder: str, keep: int | None) -> None:
+  """Prints what a new version has, and deletes all but the newest `keep` versions."""
   print(f"{folder}: {', '.join(artifacts.read_info(folder)['signatures'])}", flush=True)
+  if keep:
+    for older in complete_versions(os.path.dirname(folder))[:-keep]:
+      ownership.remove(older)
+      print(f"{older}: deleted, because of --keep={keep}", flush=True)
 
 
 def main(argv):
@@ -383,8 +407,15 @@ def main(argv):
     "passages_folder": args.passages,
   }
   if not args.watch:
-    _say_done(export(args.workdir, args.output, **settings, **where, version=args.version))
+    _end(export(args.workdir, args.output, **settings, **where, version=args.version), args.keep)
   elif args.version:
     raise artifacts.UserError("--watch makes new versions by itself; leave --version out.")
   else:
-    watch(args.workdir, args.output, settings=settings, where=where, poll_secs=args.poll_secs)
+    watch(
+      args.workdir,
+      args.output,
+      settings=settings,
+      where=where,
+      keep=args.keep,
+      poll_secs=args.poll_secs,
+    )

@@ -30,6 +30,7 @@ KIND = "index"
 PartSearcher = ExactSearcher | PartitionedSearcher | ScannSearcher  # of a segment
 Searcher = PartSearcher | SegmentedSearcher
 _SETTINGS = "settings.json"  # of a segment's searcher; written last
+_SHARD = r"embeddings(-\d{5,})?-\d{5,}-of-\d{5,}\.npy"
 _AGAIN = "Delete it and embed the passages again."
 
 
@@ -50,7 +51,12 @@ def shard_name(shard: int, num_shards: int, *, segment: int | None = None) -> st
 
 def shard_paths(folder: str) -> list[str]:
   """Returns the embedding files of a folder (complete or being written), in row order."""
-  return integrity.files_of(folder, r"embeddings(-\d{5,})?-\d{5,}-of-\d{5,}\.npy")
+  return integrity.files_of(folder, _SHARD)
+
+
+def is_shard(name: str) -> bool:
+  """Returns whether a file name is that of embeddings of passages."""
+  return re.fullmatch(_SHARD, name) is not None
 
 
 def segments_of(folder: str) -> list[int]:

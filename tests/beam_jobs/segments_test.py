@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from beam_jobs import embedding, make_passages, refresh_index, update_passages
 from realm_tf.corpus import passages
-from realm_tf.retrieval import dense, index
+from realm_tf.retrieval import approximate, dense, index
 from realm_tf.retrieval.index_config import IndexConfig
 from realm_tf.storage import artifacts
 from tests.folders import publish_snapshot
@@ -104,12 +104,49 @@ def test_search_equals_that_of_a_compacted_corpus(searcher, made, corpus, tmp_pa
   assert not [row for row in whole if "Queen 2 " in str(row) or "Queen 5 " in str(row)]
 
 
-def test_an_index_of_other_weights_or_settings_is_not_taken_over(made, corpus, tmp_path):
+@pytest.mark.parametrize(
+  "before, searcher", [("exact", "partitioned"), ("partitioned", "scann"), ("scann", "exact")]
+)
+def test_another_searcher_needs_no_new_embeddings(
+  before, searcher, made, corpus, tmp_path, monkeypatch, capfd
+):
+  """It is the same as one that was made at once, with the same queries and widths."""
+  monkeypatch.setattr(approximate, "MIN_ROWS", 10)
+  wanted = embed(made, corpus, str(tmp_path / "wanted"), searcher=searcher)
+  output = str(tmp_path / "E")
+  embed(made, corpus, output, searcher=before)
+  kept = {name: inode for name, inode in inodes(output).items() if index.is_shard(name)}
+  capfd.readouterr()
+  info = embed(made, corpus, output, searcher=searcher)
+  assert (info["counts"]["embedded_now"], info["config"]) == (0, wanted["config"])
+  assert len(kept) == 5 and kept.items() <= inodes(output).items(), "files of embeddings"
+  said = f"embeddings are kept, searchers built anew, because of searcher {before} → {searcher}"
+  out = capfd.readouterr().out
+  assert said in out and "26 passages, none embedded anew" in out, out
+  assert info["searchers"] == wanted["searchers"]
+  assert info["files"].keys() == wanted["files"].keys()
+  assert found(corpus, output) == found(corpus, str(tmp_path / "wanted"))
+  shards = index.shard_paths(output), index.shard_paths(str(tmp_path / "wanted"))
+  queries, as_wanted = (index.read_queries(paths) for paths in shards)
+  if searcher == "exact":
+    assert queries is None and as_wanted is None
+  else:
+    np.testing.assert_array_equal(queries, as_wanted)
+
+
+def test_an_index_of_other_weights_or_types_is_not_taken_over(made, corpus, tmp_path, capfd):
   output = str(tmp_path / "E")
   embed(made, corpus, output)
   before = inodes(output)
-  info = embed(made, corpus, output, searcher="scann")
+  info = embedding.embed(
+    output,
+    snapshot=str(made / "snapshots/00000007"),
+    passages_folder=corpus,
+    config=IndexConfig(embedding_type="float16", searcher="partitioned"),
+    jit_compile=False,
+  )
   assert info["counts"]["embedded_now"] == 26
+  assert "everything is embedded anew, because of searcher" in capfd.readouterr().out
   publish_snapshot(str(tmp_path / "others"), 8, vocab=corpus)
   info = embedding.embed(
     output,

@@ -748,7 +748,7 @@ class Enough(Exception):
 def test_a_watching_export_makes_a_version_of_every_change(
   toy, served_workdirs, tmp_path, monkeypatch, capsys
 ):
-  """It waits while the index is not of the passages, and does not repeat a version."""
+  """It waits while the index is not of the passages, repeats no version, and deletes old ones."""
   corpus, output = shutil.copytree(toy.config().passages, tmp_path / "P"), str(tmp_path / "M")
   workdir = shutil.copytree(toy.path("ict"), str(tmp_path / "W"))
   settings = {
@@ -768,11 +768,13 @@ def test_a_watching_export_makes_a_version_of_every_change(
       jit_compile=False,
     )
 
-  titles = passages.load(str(corpus)).titles[:3]
+  *titles, other = passages.load(str(corpus)).titles[:4]
   steps = iter(
     [
       lambda: None,  # version 1 is there; it is not made twice
       lambda: update_passages.update(str(corpus), delete=titles),
+      refresh,
+      lambda: update_passages.update(str(corpus), delete=[other]),
       refresh,
     ]
   )
@@ -787,9 +789,10 @@ def test_a_watching_export_makes_a_version_of_every_change(
   refresh()
   where = {"pretrained": None, "index_folder": None, "passages_folder": str(corpus)}
   with pytest.raises(Enough):
-    export.watch(workdir, output, settings=settings, where=where, poll_secs=1)
-  assert export.versions(output) == [1, 2]
+    export.watch(workdir, output, settings=settings, where=where, keep=2, poll_secs=1)
+  assert export.versions(output) == [2, 3] and sorted(os.listdir(output)) == ["2", "3"]
   said = capsys.readouterr()
-  assert said.err.count("waiting: index ") == 1 and "was made from passages" in said.err
+  assert said.err.count("waiting: index ") == 2 and "was made from passages" in said.err
+  assert f"{output}/1: deleted, because of --keep=2" in said.out
   found = ask(tf.saved_model.load(f"{output}/2"), "retrieve", titles)["title"]
   assert found.shape == (3, 3) and not {*titles, ""} & set(found.ravel().tolist())
