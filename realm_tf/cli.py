@@ -32,7 +32,7 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from realm_tf import errors
+from realm_tf import errors, imports
 
 Main = Callable[[Sequence[str]], object]
 
@@ -259,7 +259,7 @@ def set_switches(*, tensorflow: bool = True, optimize_loops: bool = False) -> No
   gc.set_threshold(50_000)
   for name in (None, "tensorflow", "apache_beam.runners.portability.local_job_service"):
     logging.getLogger(name).addFilter(_is_no_known_complaint)
-  # BM25 imports JAX, which logs every missing device.
+  # BM25 logs every step, and JAX, if it is Keras' backend, every missing device.
   for name in ("bm25s", "jax._src.xla_bridge"):
     logging.getLogger(name).addFilter(_is_warning)
   if tensorflow:
@@ -280,15 +280,9 @@ def _import_keras_alone() -> None:
   Keras imports them if they are installed. This takes a quarter of the start-up time, and JAX's
   threads do not survive a fork. TensorFlow imports Keras too, so this comes first.
   """
-  hidden = {"sklearn", "matplotlib"} - set(sys.modules)
-  if os.environ.get("KERAS_BACKEND") != "jax":
-    hidden |= {"jax"} - set(sys.modules)
-  for name in hidden:
-    sys.modules[name] = None  # type: ignore[assignment]  # makes Python's import fail
-  import keras  # noqa: F401
-
-  for name in hidden:
-    del sys.modules[name]
+  jax = () if os.environ.get("KERAS_BACKEND") == "jax" else ("jax",)
+  with imports.without("sklearn", "matplotlib", *jax):
+    import keras  # noqa: F401
 
 
 def _is_no_known_complaint(record: logging.LogRecord) -> bool:

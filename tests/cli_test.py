@@ -171,6 +171,20 @@ def test_switches(arguments, options):
     ]
 
 
+def test_commands_do_not_start_jax():
+  """Libraries that are imported would, because it is installed here."""
+  program = """
+import importlib, sys
+from realm_tf import cli
+cli.set_switches()
+for name in sys.argv[1].split():
+  importlib.import_module(name)
+print(*[name for name in ("sklearn", "matplotlib", "jax", "bm25s") if name in sys.modules])
+"""
+  commands = "beam_jobs.refresh_index realm_tf.pretrain realm_tf.evaluate serving.model_server"
+  assert python(program, commands).split() == ["bm25s"]
+
+
 def test_a_mistake_is_one_line_and_a_fault_is_a_traceback():
   from realm_tf import errors
 

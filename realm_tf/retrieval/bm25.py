@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 
+from realm_tf import imports
 from realm_tf.corpus import characters
 from realm_tf.corpus.candidates import Found
 from realm_tf.corpus.passages import PassageTable
+
+# The library would start JAX, if it is installed, for a selection that is not used here. JAX's
+# threads do not survive a fork.
+with imports.without("jax"):
+  import bm25s
 
 _WORD = rf"(?u)\b\w\w+\b|[{characters.CJK}]"  # bm25s' words, and single Chinese characters
 
