@@ -386,8 +386,9 @@ def _end(folder: str, keep: int | None) -> None:
   print(f"{folder}: {', '.join(artifacts.read_info(folder)['signatures'])}", flush=True)
   if keep:
     for older in complete_versions(os.path.dirname(folder))[:-keep]:
-      ownership.remove(older)
-      print(f"{older}: deleted, because of --keep={keep}", flush=True)
+      if older != folder:  # --version may have been a lower one
+        ownership.remove(older)
+        print(f"{older}: deleted, because of --keep={keep}", flush=True)
 
 
 def main(argv):
