@@ -3,13 +3,13 @@
     python -m benchmarks.real_text --data_dir=DATA --corpus=covid --start=published --seeds=0,1,2
 
 The systems are BM25, the inverse cloze task (or a published encoder), recurring spans, REALM from
-either, and REALM with uniform masks, with random span masks and with an index that is never
-refreshed. The last three start from recurring spans; `--config.recurring_spans.steps=0` leaves
-those out, and they start from the inverse cloze task, as in the paper's Table 2. Each is trained
-with the regular commands, and its zero-shot retrieval is scored. DATA holds covid/, or
-wikipedia_2014/ and qa/. `--systems=recurring_spans,realm` runs only some of them; the table has all
-systems scored so far. Flags such as `--config.recurring_spans.steps=80` change
-configs/real_text.py.
+either, and REALM with uniform masks, with random span masks, with an index that is never refreshed,
+and without passages that are known to hold the masked span. The last four start from recurring
+spans; `--config.recurring_spans.steps=0` leaves those out, and they start from the inverse cloze
+task, as in the paper's Table 2. Each is trained with the regular commands, and its zero-shot
+retrieval is scored. DATA holds covid/, or wikipedia_2014/ and qa/.
+`--systems=recurring_spans,realm` runs only some of them; the table has all systems scored so far.
+Flags such as `--config.recurring_spans.steps=80` change configs/real_text.py.
 
 All output goes below `--config.run_dir`, runs/real_text/<corpus>-<start>: passages and spans, which
 all seeds share; questions/, with a dev and a test half of each set, split by title; seed-N/, with

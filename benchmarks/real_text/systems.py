@@ -22,6 +22,9 @@ PAIRS = (  # (expected to be better, expected to be worse); omitted if one of th
   ("random_span", "uniform"),
   ("realm", "uniform"),
   ("realm", "never_refreshed"),
+  ("realm", "no_holders"),
+  ("no_holders", "random_span"),
+  ("no_holders", "uniform"),
 )
 BM25 = "bm25"
 
@@ -64,6 +67,8 @@ def systems_of(plan: Plan) -> dict[str, System]:
     "random_span": ("REALM, random span masks", {"masking": "random_span"}),
     "uniform": ("REALM, uniform masks", {"masking": "uniform"}),
     "never_refreshed": ("REALM, never refreshed", {"refresh.every_steps": plan.realm.steps + 1}),
+    # as with other masks, whose holders are not known
+    "no_holders": ("REALM, no holders", {"realm.holders": 0, "realm.with_holders": 0.0}),
   }
   for key, (name, differs) in variants.items():
     found[key] = realm(name, key, start, differs)

@@ -161,7 +161,7 @@ def trained(corpus: str, start: str, **values) -> dict[str, dict[str, str]]:
   told = (
     "--config.masking",
     "--config.refresh.every_steps",
-    "--config.realm.init",
+    "--config.realm.",
     "--config.ict.",
     "--workdir",
   )
@@ -198,6 +198,12 @@ def test_systems_from_scratch():
         f"{init} --config.refresh.every_steps=8 --workdir=R/never_refreshed"
       ),
     },
+    "no_holders": {
+      **before,
+      "no_holders": (
+        f"{init} --config.realm.holders=0 --config.realm.with_holders=0.0 --workdir=R/no_holders"
+      ),
+    },
   }
 
 
@@ -225,7 +231,8 @@ def test_systems_from_a_published_encoder():
   assert found["realm_from_ict"]["realm_from_ict"].startswith("--config.realm.init=R/ict ")
   # Without recurring spans, REALM and its variants start from ICT.
   found = trained("wikipedia", "scratch", **{"recurring_spans.steps": 0})
-  assert list(found) == ["bm25", "ict", "realm", "random_span", "uniform", "never_refreshed"]
+  masks = ["random_span", "uniform"]
+  assert list(found) == ["bm25", "ict", "realm", *masks, "never_refreshed", "no_holders"]
   assert found["realm"]["realm"].startswith("--config.realm.init=R/ict ")
   assert found["uniform"]["uniform"].startswith("--config.realm.init=R/ict ")
 
