@@ -44,6 +44,18 @@ class Schedule:
   log_every: int
   checkpoint_every: int
 
+  def check(self, *, num_devices: int) -> None:
+    """Raises TrainingError if the steps cannot be divided into epochs, or a batch among devices."""
+    if self.steps % self.log_every or self.checkpoint_every % self.log_every:
+      raise TrainingError(
+        f"steps is {self.steps} and checkpoint_every {self.checkpoint_every}; both must be "
+        f"multiples of log_every, {self.log_every}."
+      )
+    if self.batch_size % num_devices:
+      raise TrainingError(
+        f"batch_size is {self.batch_size}; it must be a multiple of num_devices, {num_devices}."
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -143,17 +155,8 @@ def train(
   """
   steps, log_every = schedule.steps, schedule.log_every
   check_workdir(workdir, steps)
-  if steps % log_every or schedule.checkpoint_every % log_every:
-    raise TrainingError(
-      f"steps is {steps} and checkpoint_every {schedule.checkpoint_every}; both must be multiples "
-      f"of log_every, {log_every}."
-    )
   strategy = model.distribute_strategy
-  if schedule.batch_size % strategy.num_replicas_in_sync:
-    raise TrainingError(
-      f"batch_size is {schedule.batch_size}; it must be a multiple of num_devices, "
-      f"{strategy.num_replicas_in_sync}."
-    )
+  schedule.check(num_devices=strategy.num_replicas_in_sync)
   with strategy.scope():
     model.compile(optimizer=optimizer, jit_compile=jit_compile)
     optimizer.build(model.trainable_variables)
@@ -164,50 +167,68 @@ def train(
   if start >= steps:
     return
 
-  failed = []
+  data = _Batches(batches, steps)
+  with data.errors_as_raised(), ownership.only_writer(workdir):
+    model.fit(
+      data.dataset(start),
+      steps_per_epoch=log_every,
+      shuffle=False,
+      initial_epoch=start // log_every,
+      epochs=steps // log_every,
+      verbose=1 if sys.stderr.isatty() else 2,
+      callbacks=[
+        _Report(workdir, start, schedule, extra_metrics, best, made_from),
+        *callbacks,
+        *([best] if best else ()),
+      ],
+    )
 
-  def stream(first: int) -> Iterator[tuple]:
-    for step in range(first, steps):
+
+class _Batches:
+  """The batches of a training as a dataset; all have one shape.
+
+  Args:
+    batches: training step -> its batch.
+    steps: steps of the whole training.
+  """
+
+  def __init__(self, batches: Callable[[int], Mapping[str, np.ndarray]], steps: int):
+    self._batches, self._steps = batches, steps
+    self._error: Exception | None = None
+
+  def _from(self, start: int) -> Iterator[tuple]:
+    for step in range(start, self._steps):
       try:
-        yield (batches(step),)
+        yield (self._batches(step),)
       except Exception as error:
-        failed.append(error)
+        self._error = error
         raise
 
-  try:
-    with ownership.only_writer(workdir):
-      model.fit(
-        _dataset(stream, start),
-        steps_per_epoch=log_every,
-        shuffle=False,
-        initial_epoch=start // log_every,
-        epochs=steps // log_every,
-        verbose=1 if sys.stderr.isatty() else 2,
-        callbacks=[
-          _Report(workdir, start, schedule, extra_metrics, best, made_from),
-          *callbacks,
-          *([best] if best else ()),
-        ],
-      )
-  except Exception as error:
-    if failed and error is not failed[0]:
-      # tf.data wraps the error in an UnknownError with a traceback in its message.
-      raise failed[0] from error
-    raise
+  def dataset(self, start: int) -> tf.data.Dataset:
+    """Returns the batches from step `start` on.
 
+    Keras would take the batches too, but leave their shapes open. Known shapes make smaller graphs
+    (`models.lengths`), and a strategy needs them.
+    """
+    first = next(self._from(start))
+    dataset = tf.data.Dataset.from_generator(
+      lambda: itertools.chain([first], self._from(start + 1)),
+      output_signature=tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), first),
+    )
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
-def _dataset(stream: Callable[[int], Iterator[tuple]], start: int) -> tf.data.Dataset:
-  """Wraps the batches from step `start` on, which all have one shape, as a dataset.
+  @contextlib.contextmanager
+  def errors_as_raised(self) -> Iterator[None]:
+    """Raises an error of a batch as it was.
 
-  Keras would take the batches too, but leave their shapes open. Known shapes make smaller graphs
-  (`models.lengths`), and a strategy needs them.
-  """
-  first = next(stream(start))
-  dataset = tf.data.Dataset.from_generator(
-    lambda: itertools.chain([first], stream(start + 1)),
-    output_signature=tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), first),
-  )
-  return dataset.prefetch(tf.data.AUTOTUNE)
+    tf.data wraps it in an UnknownError with a traceback in its message.
+    """
+    try:
+      yield
+    except Exception as error:
+      if self._error and error is not self._error:
+        raise self._error from error
+      raise
 
 
 def checkpoint_step(workdir: str) -> int:
