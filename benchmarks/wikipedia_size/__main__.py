@@ -31,11 +31,20 @@ if __name__ == "__main__":
   )
   flags.DEFINE_integer("num_questions", 1000, "Questions to ask.", lower_bound=1)
   flags.DEFINE_integer("num_added", 10_000, "Passages to add at the end; 0: none.", lower_bound=0)
+  flags.DEFINE_integer(
+    "train_steps", 0, "Steps of REALM to train, after all passages were annotated.", lower_bound=0
+  )
   cli.start("benchmarks.wikipedia_size.__main__")
 
 import tabulate
 
-from benchmarks.wikipedia_size import corpus, embeddings, measuring, serving_steps
+from benchmarks.wikipedia_size import (
+  corpus,
+  embeddings,
+  measuring,
+  serving_steps,
+  training_step,
+)
 from realm_tf.models import snapshots
 
 
@@ -106,6 +115,23 @@ def search(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str
     )
 
 
+def train(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str) -> None:
+  """Annotates the passages, and trains with the first searcher's index."""
+  if args.train_steps:
+    passages, spans = at("passages"), at("spans")
+    steps.run("annotate", training_step.annotate, passages=passages, output=spans)
+    steps.run(
+      "train",
+      training_step.train,
+      snapshot=snapshot,
+      passages=passages,
+      spans=spans,
+      index=at(args.searchers[0]),
+      folder=at("training"),
+      num_steps=args.train_steps,
+    )
+
+
 def serve(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str) -> None:
   """Exports the first searcher's index, asks a model server, and adds passages."""
   where = dict(
@@ -137,7 +163,7 @@ def main(argv: Sequence[str]) -> None:
     return os.path.join(os.path.abspath(args.folder), name)
 
   steps = measuring.Steps(at("steps.json"))
-  for part in (make_corpus, search, serve):
+  for part in (make_corpus, search, train, serve):
     part(steps, args, at, snapshot)
   text = table(list(steps.done.values()))
   with open(at("table.txt"), "w") as file:

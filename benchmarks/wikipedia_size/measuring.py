@@ -7,6 +7,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -65,6 +66,15 @@ class Peak:
     self._ended.set()
     self._thread.join()
     self._look()
+
+
+def command(module: str, *argv: str) -> float:
+  """Runs a command to its end; returns its greatest memory in GiB, without mapped files."""
+  process = subprocess.Popen([sys.executable, "-m", module, *argv])
+  with Peak(process.pid) as peak:
+    if process.wait():
+      sys.exit(f"{module} failed with exit code {process.returncode}.")
+  return peak.gib
 
 
 def _end_with_parent() -> None:

@@ -23,18 +23,9 @@ _START_SECS = 900
 NEW = "Quillonian Weir"  # in no other text
 
 
-def _command(module: str, *argv: str) -> float:
-  """Runs a command to its end; returns its greatest memory in GiB, without mapped files."""
-  process = subprocess.Popen([sys.executable, "-m", module, *argv])
-  with measuring.Peak(process.pid) as peak:
-    if process.wait():
-      sys.exit(f"{module} failed with exit code {process.returncode}.")
-  return peak.gib
-
-
 def export(workdir: str, passages: str, index: str, output: str) -> dict:
   """Exports a system with the large corpus and its index."""
-  gib = _command(
+  gib = measuring.command(
     "serving.export",
     f"--workdir={workdir}",
     f"--passages={passages}",
@@ -142,9 +133,9 @@ def update(
   def took(name: str) -> None:
     found[f"{name} after s"] = round(time.monotonic() - started, 1)
 
-  _command("beam_jobs.update_passages", f"--passages={passages}", f"--add={articles}")
+  measuring.command("beam_jobs.update_passages", f"--passages={passages}", f"--add={articles}")
   took("passages added")
-  _command(
+  measuring.command(
     "beam_jobs.embed_passages",
     f"--snapshot={snapshot}",
     f"--passages={passages}",

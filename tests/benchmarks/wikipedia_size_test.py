@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.wikipedia_size import corpus, embeddings, measuring
+from benchmarks.wikipedia_size import corpus, embeddings, measuring, training_step
 from realm_tf.corpus import passages
 from realm_tf.corpus.segments import Sizes
 from realm_tf.retrieval import index
@@ -111,3 +111,21 @@ if __name__ == "__main__":
   finally:
     os.killpg(program.pid, signal.SIGKILL)
     program.wait()
+
+
+def test_a_trainer_is_measured(toy, large, tmp_path, monkeypatch):
+  """It trains with all passages and with the index that was given, which it does not make anew."""
+  monkeypatch.setattr(training_step, "_POLL_SECS", 0.1)
+  monkeypatch.setattr(corpus, "SIZES", Sizes(shard=20, segment=50))
+  snapshot, real = toy.path("ict/snapshots/00000000"), str(tmp_path / "real.npz")
+  rows, folder, spans = (str(tmp_path / name) for name in ("rows", "index", "spans"))
+  embeddings.embed(snapshot, toy.path("passages"), real)
+  embeddings.write(real, rows, ROWS, "float16")
+  config = IndexConfig(embedding_type="float16", recall=0.99)
+  embeddings.build(rows, snapshot, large, folder, config)
+  completed = os.stat(os.path.join(folder, artifacts.COMPLETE)).st_mtime_ns
+  assert training_step.annotate(large, spans)["command's GiB"] > 0.05
+  got = training_step.train(snapshot, large, spans, folder, str(tmp_path / "training"), 2)
+  assert got["trainer's GiB"] > 0.1 and got["examples a second"] > 0, got
+  is_now = os.stat(os.path.join(folder, artifacts.COMPLETE)).st_mtime_ns
+  assert is_now == completed, "the index is the one that was given"
