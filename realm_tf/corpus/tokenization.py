@@ -6,6 +6,7 @@ it was written.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -120,6 +121,12 @@ class Tokenizer:
     words = self._words(texts)
     ids = self._op.tokenize(words.words)
     return _by_text(ids, words, tf.shape(texts)[0])(ids.values)
+
+  def of_lists(self, lists: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    """Converts lists of texts, of any lengths, to the ids of each text."""
+    flat = tf.constant(list(itertools.chain(*lists)), tf.string)
+    ids = iter(self(flat).to_list())
+    return [list(itertools.islice(ids, len(texts))) for texts in lists]
 
   def with_offsets(self, texts) -> Tokens:
     """Converts texts ([N] string) to word pieces with offsets; usable inside a graph.

@@ -58,9 +58,7 @@ class QaExamples:
     self.title_length = title_length
     self.ids = Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
     questions.tell_cut(np.diff(self.ids.splits), length=reader.query_length)
-    self.answer_ids = [
-      [] if row.regex or not row.answers else tokenizer(row.answers).to_list() for row in rows
-    ]
+    self.answer_ids = tokenizer.of_lists([() if row.regex else row.answers for row in rows])
     self.matcher = metrics.AnswerMatcher(table.texts, raw=raw)
     self._ranges: dict[
       tuple[int, int], list[tuple[int, int]]

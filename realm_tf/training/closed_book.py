@@ -136,7 +136,8 @@ class Examples:
   def __init__(self, rows: Sequence[Question], reader: MaskedReader, tokenizer: Tokenizer):
     self.reader, self.tokenizer = reader, tokenizer
     self.ids = Ragged.of(tokenizer([row.text for row in rows]).to_list(), np.int32)
-    self.answers = [tokenizer(row.answers[:1]).to_list()[0][: reader.max_masks] for row in rows]
+    answers = tokenizer([row.answers[0] for row in rows]).to_list()
+    self.answers = [ids[: reader.max_masks] for ids in answers]
 
   def batch(self, step: int, *, batch_size: int, seed: int) -> dict[str, np.ndarray]:
     """Returns the inputs of the reader, targets [B, M] int32 and target_mask [B, M] float32."""

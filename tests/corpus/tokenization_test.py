@@ -45,6 +45,22 @@ def test_ids_and_offsets_in_the_original_text(tmp_path):
   ] == [0, 1, 2, 3, 4]
 
 
+def test_lists_of_texts_are_converted_in_one_call(tmp_path, monkeypatch):
+  """A call takes 20 ms, so a call for each question would take minutes."""
+  tokenizer = tokenization.Tokenizer(write(tmp_path / "vocab.txt", PIECES))
+  lists = [("ron was", ""), (), ["born"], ("a , ab",), ()]
+  wanted = [tokenizer(tf.constant(texts, tf.string)).to_list() for texts in map(list, lists)]
+  calls, call = [], tokenization.Tokenizer.__call__
+  monkeypatch.setattr(
+    tokenization.Tokenizer,
+    "__call__",
+    lambda self, texts: calls.append(len(texts)) or call(self, texts),
+  )
+  assert tokenizer.of_lists(lists) == wanted == [[[5, 7], []], [], [[9]], [[10, 8, 10, 11]], []]
+  assert calls == [4]
+  assert tokenizer.of_lists([]) == [] and tokenizer.of_lists([[]]) == [[]]
+
+
 def test_cased_vocabulary_keeps_case(tmp_path):
   path = write(tmp_path / "vocab.txt", [*tokenization.SPECIAL, "Ab", "ab", "ä", "a"])
 
