@@ -19,6 +19,7 @@ from realm_tf.training.optimizer import BertAdamW, bert_optimizer
 
 CHECKPOINT = "checkpoint"
 _RATE = "examples_per_sec"  # a field of every row of metrics.jsonl
+_WAIT = "data_wait_share"  # likewise: the share of the time in which no batch was ready
 DEV_EXACT_MATCH = "dev_exact_match"
 
 
@@ -177,7 +178,7 @@ def train(
       epochs=steps // log_every,
       verbose=1 if sys.stderr.isatty() else 2,
       callbacks=[
-        _Report(workdir, start, schedule, extra_metrics, best, made_from),
+        _Report(workdir, start, schedule, data, extra_metrics, best, made_from),
         *callbacks,
         *([best] if best else ()),
       ],
@@ -187,6 +188,8 @@ def train(
 class _Batches:
   """The batches of a training as a dataset; all have one shape.
 
+  They are made in another thread, while the model trains.
+
   Args:
     batches: training step -> its batch.
     steps: steps of the whole training.
@@ -195,14 +198,21 @@ class _Batches:
   def __init__(self, batches: Callable[[int], Mapping[str, np.ndarray]], steps: int):
     self._batches, self._steps = batches, steps
     self._error: Exception | None = None
+    self._made: dict[int, float] = {}  # step → when its batch was made
 
   def _from(self, start: int) -> Iterator[tuple]:
     for step in range(start, self._steps):
       try:
-        yield (self._batches(step),)
+        batch = self._batches(step)
       except Exception as error:
         self._error = error
         raise
+      self._made[step] = time.monotonic()
+      yield (batch,)
+
+  def waited(self, step: int, *, since: float) -> float:
+    """Returns how many seconds a step that began at `since` waited for its batch."""
+    return max(self._made.pop(step) - since, 0.0)
 
   def dataset(self, start: int) -> tf.data.Dataset:
     """Returns the batches from step `start` on.
@@ -352,13 +362,18 @@ class KeepBest(keras.callbacks.Callback):
 class _Report(keras.callbacks.Callback):
   """Writes metrics.jsonl, TensorBoard logs and checkpoints; stops if the loss is not finite."""
 
-  def __init__(self, workdir, start, schedule, extra_metrics, best, made_from):
+  def __init__(self, workdir, start, schedule, data, extra_metrics, best, made_from):
     super().__init__()
-    self.workdir, self.step, self.schedule = workdir, start, schedule
+    self.workdir, self.step, self.schedule, self.data = workdir, start, schedule, data
     self.extra_metrics, self.best, self.made_from = extra_metrics, best, made_from
     self.log, self.since = MetricsLog(workdir, start_step=start), time.monotonic()
+    self.begun, self.waited = self.since, 0.0
+
+  def on_train_batch_begin(self, batch, logs=None):
+    self.begun = time.monotonic()
 
   def on_train_batch_end(self, batch, logs=None):
+    self.waited += self.data.waited(self.step, since=self.begun)
     self.step += 1
     if not np.isfinite(logs["loss"]):
       raise TrainingError(
@@ -370,9 +385,9 @@ class _Report(keras.callbacks.Callback):
     secs = time.monotonic() - self.since
     self.since = time.monotonic()
     rate = self.schedule.log_every * self.schedule.batch_size / secs
+    speed = {_RATE: rate, _WAIT: self.waited / secs, "secs": secs}
+    self.waited = 0.0
     measured = self.best.measured if self.best else {}
-    self.log.write(
-      self.step, {**logs, _RATE: rate, "secs": secs, **self.extra_metrics(), **measured}
-    )
+    self.log.write(self.step, {**logs, **speed, **self.extra_metrics(), **measured})
     if self.step % self.schedule.checkpoint_every == 0:
       save(self.model, self.workdir, self.step, made_from=self.made_from)

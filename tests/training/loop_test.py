@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -330,6 +331,28 @@ def test_batches_are_asked_once_each_and_finished_runs_do_nothing(tmp_path):
   before = progress.read_metrics(str(tmp_path))
   train_line(tmp_path, stopping_at(0, line_batch))  # asks for no batch
   assert progress.read_metrics(str(tmp_path)) == before
+
+
+@pytest.mark.parametrize("slow", ["batches", "model"])
+def test_waiting_for_batches_is_measured(slow, tmp_path):
+  """They are made ahead: a slow model waits for none, a fast one nearly all the time."""
+  secs = 0.2
+
+  def batch(step: int) -> dict[str, np.ndarray]:
+    time.sleep(secs if slow == "batches" else 0)
+    return line_batch(step)
+
+  class Slow(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+      time.sleep(secs if slow == "model" else 0)
+
+  train_line(tmp_path, batch, callbacks=[Slow()])
+  _, *rows = progress.read_metrics(str(tmp_path))
+  shares = [row["data_wait_share"] for row in rows]
+  if slow == "batches":
+    assert all(0.5 < share <= 1 for share in shares), shares
+  else:
+    assert all(0 <= share < 0.2 for share in shares), shares
 
 
 def test_loss_of_a_row_is_the_mean_of_its_steps(tmp_path):
