@@ -310,12 +310,16 @@ def _run(
     Shard(i, source, os.path.join(folder, _name_of(source))) for i, source in enumerate(sources)
   ]
   targets = [shard.target for shard in shards if not artifacts.gfile.exists(shard.target)]
-  to_query = [
-    shard.target
-    for shard in shards
-    if share_queried and not artifacts.gfile.exists(index.queries_path(shard.target))
-  ]
-  missing = [shard for shard in shards if shard.target in {*targets, *to_query}]
+
+  def lacks_queries(shard: Shard) -> bool:
+    return (
+      share_queried > 0
+      and not artifacts.gfile.exists(index.queries_path(shard.target))
+      and not index.is_built(folder, config, segments.number_of(shard.target))
+    )
+
+  embedded_now = set(targets)
+  missing = [shard for shard in shards if shard.target in embedded_now or lacks_queries(shard)]
   pipeline, ended = pipelines.pipeline(beam_args), threading.Event()
   to_do = num_passages * len(targets) // len(shards)
   threading.Thread(target=_show_progress, args=[folder, targets, to_do, ended]).start()

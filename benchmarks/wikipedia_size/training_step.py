@@ -10,7 +10,6 @@ from realm_tf import progress
 from realm_tf.storage import artifacts
 
 CONFIG = "configs/own_corpus.py"
-_TYPE, _RECALL = "embedding_type", "recall"
 _POLL_SECS = 1.0
 
 
@@ -48,7 +47,7 @@ def train(
     "realm.log_every": num_steps,
     "realm.checkpoint_every": 1000 * num_steps,
     "refresh.every_steps": 1000 * num_steps,
-    "refresh.job_args": (f"--{_TYPE}={made[_TYPE]}", f"--{_RECALL}={made[_RECALL]}"),
+    "refresh.job_args": tuple(f"--{name}={made[name]}" for name in ("embedding_type", "recall")),
   }
   started = time.monotonic()
   process = subprocess.Popen(

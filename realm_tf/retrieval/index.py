@@ -227,14 +227,20 @@ def build_segment(folder: str, config: IndexConfig, number: int) -> None:
     for path in shards:
       first += len(_read_finite(path, first=first))
     return
-  state = os.path.join(folder, _state(config.searcher, number))
-  if artifacts.gfile.exists(os.path.join(state, _SETTINGS)):
+  if is_built(folder, config, number):
     return
+  state = os.path.join(folder, _state(config.searcher, number))
   if artifacts.gfile.isdir(state):  # half written
     artifacts.gfile.rmtree(state)
   searcher = build_approximate(_read_shards(shards, first=first), config, read_queries(shards))
   searcher.save(state)
   artifacts.write_text(os.path.join(state, _SETTINGS), json.dumps(searcher.settings) + "\n")
+
+
+def is_built(folder: str, config: IndexConfig, number: int) -> bool:
+  """Returns whether a segment has all files of its approximate searcher."""
+  path = os.path.join(folder, _state(config.searcher, number), _SETTINGS)
+  return artifacts.gfile.exists(path)
 
 
 def _first_passage(folder: str, segment: int) -> int:

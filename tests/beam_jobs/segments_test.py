@@ -90,6 +90,20 @@ def test_only_new_segments_are_embedded(searcher, made, corpus, tmp_path):
   assert len(after) > len(before) and all(artifacts.read_info(output)["files"])
 
 
+def test_a_corpus_that_becomes_large_leaves_its_segments_as_they_are(
+  made, corpus, tmp_path, monkeypatch
+):
+  """Their searchers were built without queries, and need none."""
+  monkeypatch.setattr(approximate, "MIN_ROWS", 28)
+  output = str(tmp_path / "E")
+  before = set(embed(made, corpus, output, searcher="partitioned")["files"])
+  change(corpus, tmp_path)
+  after = set(embed(made, corpus, output, searcher="partitioned")["files"])
+  old = {name for number in (0, 1) for name in index.files_of_segment(after, number)}
+  assert old == before
+  assert any(name.startswith("queries-") for name in after - before), after - before
+
+
 @pytest.mark.parametrize("searcher", SEARCHERS)
 def test_search_equals_that_of_a_compacted_corpus(searcher, made, corpus, tmp_path):
   embed(made, corpus, str(tmp_path / "E"), searcher=searcher)
