@@ -158,7 +158,8 @@ def get_config(preset: str = ""):
     keep_span=0.5,  # share of the queries that show the span instead of the mask
     ict_share=0.5,  # share of each batch that is inverse cloze, with the same kind of queries
     ict_removal_rate=0.0,  # how often an inverse cloze sentence is removed from its passage
-    ict_title_share=0.0,  # share of the inverse cloze queries that begin with the title
+    # share of the queries, of both kinds, that begin with the title of their own passage
+    title_share=0.0,
     eval_every=0,  # as for ict
     log_every=50,  # steps between lines of metrics
     checkpoint_every=100,  # steps between checkpoints
@@ -191,6 +192,8 @@ def get_config(preset: str = ""):
     query_words=(5, 16),
     # share of the queries in which the retriever, not the reader, sees the span instead of the mask
     keep_span=0.5 if fresh else 0.0,
+    # share of the queries that show the retriever the title of their own passage
+    title_share=0.0,
     with_holders=0.75,  # share of each batch whose masked span is held by other passages
     # train the retriever only on queries whose answer a candidate holds; the reader on all
     needs_evidence=False,

@@ -43,7 +43,7 @@ def pretrain_spans(config, workdir: str) -> str:
   init, eval_every, query_words = section.init, section.eval_every, tuple(section.query_words)
   keep_span = section.keep_span
   ict_share, removal_rate = section.ict_share, section.ict_removal_rate
-  title_share = section.ict_title_share
+  title_share = section.title_share
   masking, lengths = config.masking, settings.lengths(config)
   schedule, setup = settings.schedule(section), settings.setup(config)
 
@@ -82,6 +82,7 @@ def pretrain_spans(config, workdir: str) -> str:
     title_length=lengths.title_length,
     query_words=query_words,
     keep_span=keep_span,
+    title_share=title_share,
     ict=ict,
     ict_share=ict_share,
   )

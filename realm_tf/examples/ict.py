@@ -9,13 +9,7 @@ from realm_tf import errors
 from realm_tf.corpus.passages import PassageTable
 from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.examples.epochs import epoch_rows
-from realm_tf.examples.packing import (
-  gather_passages,
-  pack_passages,
-  pack_queries,
-  query_room,
-  title_room,
-)
+from realm_tf.examples.packing import gather_passages, pack_passages, pack_queries, titled
 from realm_tf.examples.sentences import crop, sentence_ranges
 from realm_tf.storage.columns import Ragged
 
@@ -101,9 +95,13 @@ class IctExamples:
       if self.query_words:
         query = query[crop(~self.tokenizer.continues[query], self.query_words, rng)]
       if self.title_share and rng.random() < self.title_share:
-        room = max(query_room(self.query_length) - len(query), 0)
-        shown = min(room, title_room(self.passage_length, self.title_length))
-        query = np.concatenate([self.table.title_ids[number][:shown], query])
+        query = titled(
+          query,
+          self.table.title_ids[number],
+          query_length=self.query_length,
+          passage_length=self.passage_length,
+          title_length=self.title_length,
+        )
       queries.append(query)
       texts.append(np.delete(ids, np.s_[starts[pick] : ends[pick]]) if remove else ids)
       numbers.append(number)

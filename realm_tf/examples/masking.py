@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from realm_tf.corpus.candidates import NULL_PASSAGE
+from realm_tf.corpus.passages import PassageTable
 from realm_tf.corpus.tokenization import Tokenizer
-from realm_tf.examples.packing import QUERY_START
+from realm_tf.examples.packing import QUERY_START, titled
 from realm_tf.examples.sentences import crop
 from realm_tf.storage.columns import Ragged
 
@@ -162,6 +163,35 @@ def keep_spans(queries: MaskedQueries, share: float, rng: np.random.Generator) -
     if kept:
       pieces[queries.mask_positions[row, used] - QUERY_START] = queries.targets[row, used]
     ids.append(pieces)
+  return dataclasses.replace(queries, ids=Ragged.of(ids, np.int32))
+
+
+def with_titles(
+  queries: MaskedQueries,
+  share: float,
+  rng: np.random.Generator,
+  *,
+  table: PassageTable,
+  query_length: int,
+  passage_length: int,
+  title_length: int | None,
+) -> MaskedQueries:
+  """Puts the title of their own passage before a random share of the queries; see `titled`.
+
+  The result is for the retriever only, because its masks are not at `mask_positions`. A sentence
+  often says "he" or "the city"; the title says who or which.
+  """
+  if not share:
+    return queries
+  ids, own = list(queries.ids), queries.own_passages[:, 0]
+  for row in np.flatnonzero((rng.random(len(own)) < share) & (own != NULL_PASSAGE)):
+    ids[row] = titled(
+      ids[row],
+      table.title_ids[own[row]],
+      query_length=query_length,
+      passage_length=passage_length,
+      title_length=title_length,
+    )
   return dataclasses.replace(queries, ids=Ragged.of(ids, np.int32))
 
 

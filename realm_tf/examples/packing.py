@@ -48,6 +48,24 @@ def query_room(length: int) -> int:
   return length - 2
 
 
+def titled(
+  query: np.ndarray,
+  title: np.ndarray,
+  *,
+  query_length: int,
+  passage_length: int,
+  title_length: int | None = None,
+) -> np.ndarray:
+  """Puts a passage's title before a query (word pieces [L], [T]), to make it about the passage.
+
+  Returns:
+    As much of the title as a packed passage has and the packed query has room for, and the query.
+  """
+  room = max(query_room(query_length) - len(query), 0)
+  shown = min(room, title_room(passage_length, title_length))
+  return np.concatenate([title[:shown], query])
+
+
 @_graph
 def pack_queries(ids: tf.RaggedTensor, *, tokenizer: Tokenizer, length: int) -> tf.Tensor:
   """Packs `[CLS] query [SEP]`, cut at `length` word pieces: [N, length] int32, zero padded."""

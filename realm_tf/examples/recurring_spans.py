@@ -37,6 +37,7 @@ class RecurringSpans:
     query_words: fewest and most words of a query, which is then a random run of words around the
       mask; if empty, the query is the whole sentence.
     keep_span: share of the queries that show the span instead of the mask.
+    title_share: share of the queries that begin with the title of their own passage.
     ict: supplies the part of a batch that is inverse cloze instead.
     ict_share: share of the batch that is inverse cloze; the whole batch if no span recurs.
 
@@ -55,6 +56,7 @@ class RecurringSpans:
     title_length: int | None = None,
     query_words: Sequence[int] = (),
     keep_span: float = 0.0,
+    title_share: float = 0.0,
     ict: IctExamples | None = None,
     ict_share: float = 0.0,
   ):
@@ -65,6 +67,7 @@ class RecurringSpans:
       title_length,
     )
     self.query_words, self.keep_span = tuple(query_words), keep_span
+    self.title_share = title_share
     self.ict, self.ict_share = ict, ict_share
     if not sentences.num_with_holders:
       none = (
@@ -93,7 +96,16 @@ class RecurringSpans:
     numbers = masking.draw_holders(queries, 1, rng)[:, 0]
     if self.query_words:
       queries = masking.crop_queries(queries, self.query_words, tokenizer=self.tokenizer, rng=rng)
-    packed = self._pack(masking.keep_spans(queries, self.keep_span, rng), numbers)
+    shown = masking.with_titles(
+      masking.keep_spans(queries, self.keep_span, rng),
+      self.title_share,
+      rng,
+      table=self.table,
+      query_length=self.query_length,
+      passage_length=self.passage_length,
+      title_length=self.title_length,
+    )
+    packed = self._pack(shown, numbers)
     right = np.concatenate([queries.own_passages, queries.holders], axis=1)  # [B, R]
     if num_ict:
       drawn, rows = self._drawn(step, num_ict, seed)

@@ -11,7 +11,13 @@ from realm_tf.corpus.candidates import NULL_PASSAGE
 from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.examples import packing
 from realm_tf.examples.masked_sentences import MaskedSentences
-from realm_tf.examples.masking import MaskedQueries, crop_queries, draw_holders, keep_spans
+from realm_tf.examples.masking import (
+  MaskedQueries,
+  crop_queries,
+  draw_holders,
+  keep_spans,
+  with_titles,
+)
 from realm_tf.examples.realm import evidence, realm_batch, unread_passages
 from realm_tf.retrieval import dense
 from realm_tf.storage import paths
@@ -49,6 +55,8 @@ class RealmSettings:
     query_words: fewest and most words of a query, a random window around the mask; empty means the
       whole sentence.
     keep_span: share of the queries that show the span to the retriever.
+    title_share: share of the queries that begin with the title of their own passage, for the
+      retriever.
     with_holders: share of each batch whose masked span also occurs in other passages.
     num_candidates: candidates of each query, including the null passage, C.
     null_passage: whether the null passage is a candidate.
@@ -66,6 +74,7 @@ class RealmSettings:
   sampling: str
   query_words: tuple[int, ...]
   keep_span: float
+  title_share: float
   with_holders: float
   num_candidates: int
   null_passage: bool
@@ -241,7 +250,12 @@ class Batches:
     rng = np.random.default_rng([seed, 29, step])
     queries = self.cropped(queries, rng)
     return self.with_candidates(
-      queries, step, indexed=indexed, rng=rng, keep_span=section.keep_span
+      queries,
+      step,
+      indexed=indexed,
+      rng=rng,
+      keep_span=section.keep_span,
+      title_share=section.title_share,
     )
 
   def with_candidates(
@@ -252,6 +266,7 @@ class Batches:
     indexed: dense.IndexedRetriever,
     rng: np.random.Generator,
     keep_span: float = 0.0,
+    title_share: float = 0.0,
   ) -> dict[str, np.ndarray]:
     """Makes REALM's batch of a training step from masked queries.
 
@@ -267,6 +282,7 @@ class Batches:
       indexed: finds the candidates that are not given.
       rng: random generator of all draws.
       keep_span: share of the queries that show the span to the retriever.
+      title_share: share of the queries that show their own passage's title to the retriever.
     """
     section, num = self.settings.realm, len(queries.ids)
     keeps_own = np.arange(num) >= num - round(section.own_passages * num)
@@ -275,7 +291,17 @@ class Batches:
       given[keeps_own, 0] = queries.own_passages[keeps_own, 0]
     share = max(0.0, 1 - step / (section.anneal * max(section.steps, 1))) if section.anneal else 1.0
     given = np.where(rng.random(given.shape) < share, given, NULL_PASSAGE)
-    query_ids = self.pack_queries(keep_spans(queries, keep_span, rng))
+    lengths = self.settings.lengths
+    shown = with_titles(
+      keep_spans(queries, keep_span, rng),
+      title_share,
+      rng,
+      table=self.table,
+      query_length=lengths.query_length,
+      passage_length=lengths.passage_length,
+      title_length=lengths.title_length,
+    )
+    query_ids = self.pack_queries(shown)
     dropped = np.where(keeps_own[:, None], NULL_PASSAGE, queries.own_passages)
     numbers = dense.candidates(
       indexed,

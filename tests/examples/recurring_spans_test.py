@@ -3,6 +3,7 @@
 Tests holders of masked spans, batches, held-out sentences, and REALM's settings for them.
 """
 
+import dataclasses
 import json
 import os
 
@@ -24,6 +25,7 @@ from realm_tf.examples.masking import (
   crop_queries,
   draw_holders,
   keep_spans,
+  with_titles,
 )
 from realm_tf.examples.realm import unread_passages
 from realm_tf.examples.sentences import crop
@@ -315,6 +317,27 @@ def test_queries_may_keep_their_spans(parts):
   assert kept.targets is queries.targets and kept.mask_positions is queries.mask_positions
 
 
+def test_queries_may_begin_with_the_title_of_their_own_passage(parts):
+  """A share of the queries begins with it, if the own passage is known; the rest is unchanged."""
+  table, _, data = parts
+  queries = data.batch(1, batch_size=64, seed=0)
+  own = queries.own_passages.copy()
+  own[::4] = NULL_PASSAGE
+  queries = dataclasses.replace(queries, own_passages=own)
+  lengths = dict(table=table, query_length=24, passage_length=44, title_length=None)
+  got = with_titles(queries, 0.5, np.random.default_rng(0), **lengths).ids
+  with_title = []
+  for row, (before, after) in enumerate(zip(queries.ids, got, strict=True)):
+    added = len(after) - len(before)
+    np.testing.assert_array_equal(after[added:], before)
+    title = table.title_ids[own[row, 0]] if own[row, 0] != NULL_PASSAGE else []
+    np.testing.assert_array_equal(after[:added], title[:added])
+    assert added in (0, min(len(title), 22 - len(before), 20)), "as much as there is room for"
+    with_title.append(added > 0)
+  assert not any(with_title[::4]) and 14 < sum(with_title) < 34, "about half of 48"
+  assert with_titles(queries, 0.0, np.random.default_rng(0), **lengths) is queries
+
+
 def test_recurring_spans_keep_their_spans_in_a_share_of_the_queries(made, parts):
   table, tokenizer, data = parts
   kept, masked = (
@@ -587,6 +610,7 @@ def test_given_candidates_may_stay(made, parts, monkeypatch, anneal, wanted):
     realm__own_passages=1.0,
     realm__anneal=anneal,
     realm__keep_span=0.5,
+    realm__title_share=1.0,
   )
   batches = realm_batches.Batches(settings.batches(config), table, tokenizer)
   kept = recorded(batches, monkeypatch)
@@ -601,6 +625,9 @@ def test_given_candidates_may_stay(made, parts, monkeypatch, anneal, wanted):
     shown = (query_ids != tokenizer.mask_id).all(axis=1).mean()
     assert 0.4 < shown < 0.6, f"{shown} of the retriever's queries show the span"
     assert all(tokenizer.mask_id in row for row in queries.ids), "the reader never sees it"
+    for row, number in enumerate(queries.own_passages[:, 0]):
+      title = table.title_ids[number][: 22 - len(queries.ids[row])]
+      np.testing.assert_array_equal(query_ids[row, 1 : 1 + len(title)], title, f"query {row}")
 
 
 def test_a_share_of_the_queries_keeps_its_own_passage(made, parts, monkeypatch):
