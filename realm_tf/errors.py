@@ -33,4 +33,6 @@ def words_of(error: Exception) -> str:
   if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
     return f"{error.object!r} is not UTF-8, but file names must be. Rename it."
   lines = [plain(line).strip() for line in str(error).splitlines() if line.strip()]
+  if isinstance(error, KeyError) and lines:  # its text is only the key
+    return f"there is no {lines[-1]}"
   return lines[-1] if lines else type(error).__name__

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from realm_tf import cli
+from realm_tf import cli, errors
 from tests import source_code
 from tests.processes import REPOSITORY, processes_of_group, wait_until
 
@@ -129,7 +129,7 @@ def test_help_answers_before_anything_slow_is_imported(command):
 
 _SWITCHES = """
 import gc, json, logging, os, sys
-from realm_tf import cli
+from realm_tf import cli, errors
 assert "keras" not in sys.modules
 cli.set_switches(**json.loads(sys.argv[1]))
 cli.set_switches(**json.loads(sys.argv[1]))
@@ -175,7 +175,7 @@ def test_commands_do_not_start_jax():
   """Libraries that are imported would, because it is installed here."""
   program = """
 import importlib, sys
-from realm_tf import cli
+from realm_tf import cli, errors
 cli.set_switches()
 for name in sys.argv[1].split():
   importlib.import_module(name)
@@ -210,7 +210,7 @@ def test_a_mistake_is_one_line_and_a_fault_is_a_traceback():
 
 _INTERRUPTED = """
 import os, signal, threading, time
-from realm_tf import cli
+from realm_tf import cli, errors
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
@@ -239,6 +239,20 @@ def end_in_time(argv):
 
 cli._run({main})
 """
+
+
+@pytest.mark.parametrize(
+  "error, wanted",
+  [
+    (errors.UserError("two\nlines"), "two\nlines"),
+    (KeyError("embedding_type"), "there is no 'embedding_type'"),
+    (KeyError(), "KeyError"),
+    (ValueError("first\n\nlast\n"), "last"),
+    (ValueError(" "), "ValueError"),
+  ],
+)
+def test_an_error_that_ends_a_job_is_told_in_words(error, wanted):
+  assert errors.words_of(error) == wanted
 
 
 @pytest.mark.parametrize(
