@@ -34,6 +34,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer(
     "train_steps", 0, "Steps of REALM to train, after all passages were annotated.", lower_bound=0
   )
+  flags.DEFINE_bool("compact", False, "At the end, delete documents, and drop their rows.")
   cli.start("benchmarks.wikipedia_size.__main__")
 
 import tabulate
@@ -153,6 +154,12 @@ def serve(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str)
     )
 
 
+def compact(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str) -> None:
+  """Drops deleted passages, which the index does not survive."""
+  if args.compact:
+    steps.run("compact", corpus.compact, folder=at("passages"))
+
+
 def main(argv: Sequence[str]) -> None:
   del argv
   args = flags.FLAGS
@@ -163,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
     return os.path.join(os.path.abspath(args.folder), name)
 
   steps = measuring.Steps(at("steps.json"))
-  for part in (make_corpus, search, train, serve):
+  for part in (make_corpus, search, train, serve, compact):
     part(steps, args, at, snapshot)
   text = table(list(steps.done.values()))
   with open(at("table.txt"), "w") as file:

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import os
 import shutil
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -86,8 +87,6 @@ def write(source: str, folder: str, num_rows: int) -> dict:
 
 def open_corpus(folder: str) -> dict:
   """Opens a corpus as a trainer, an evaluation or a server does, and reads a few passages."""
-  import time
-
   from benchmarks.wikipedia_size import measuring
 
   before, started = measuring.own_gib(), time.monotonic()
@@ -96,3 +95,19 @@ def open_corpus(folder: str) -> dict:
   for number in np.random.default_rng(0).integers(len(table), size=1000):
     assert len(table.text_ids[number]) and table.texts[number]
   return {"opened in s": round(secs, 2), "MiB": round(1024 * (measuring.own_gib() - before))}
+
+
+def compact(folder: str) -> dict:
+  """Deletes the documents of every hundredth passage, then drops their rows."""
+  from benchmarks.wikipedia_size import measuring
+
+  table, names = passages.load(folder), f"{folder}.deleted.txt"
+  with open(names, "w") as file:
+    file.writelines(f"{table.documents[row]}\n" for row in range(0, len(table), 100))
+  found: dict[str, object] = {"passages before": table.num_alive}
+  del table
+  for name, flag in (("delete", f"--delete={names}"), ("compact", "--compact")):
+    started = time.monotonic()
+    gib = measuring.command("beam_jobs.update_passages", f"--passages={folder}", flag)
+    found |= {f"{name}: s": round(time.monotonic() - started, 1), f"{name}: GiB": round(gib, 2)}
+  return {**found, "passages": len(passages.load(folder))}

@@ -1,6 +1,7 @@
 """The benchmark of a corpus of the size of Wikipedia, on a tiny one."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,19 @@ def test_an_index_of_the_corpus_is_searched(toy, large, tmp_path, monkeypatch, s
   nearest = [np.sort(np.linalg.norm(read[:num] - row, axis=1))[1] for row in read[:num]]
   assert 0.5 < np.mean(moved) / np.median(nearest) < 2, "copies are as far as real neighbours"
   assert artifacts.read_info(folder)["inputs"]["passages"]["path"] == large
+
+
+def test_deleted_documents_are_compacted_away(large, tmp_path):
+  folder = str(tmp_path / "passages")
+  shutil.copytree(large, folder)
+  got, before, after = corpus.compact(folder), passages.load(large), passages.load(folder)
+  deleted = {before.documents[row] for row in range(0, ROWS, 100)}
+  rows = range(ROWS)
+  kept = [row for row in rows if not deleted & {before.documents[row], before.titles[row]}]
+  assert 0 < len(kept) < ROWS
+  assert (got["passages before"], got["passages"]) == (ROWS, len(kept)), got
+  assert got["compact: s"] > 0 and got["compact: GiB"] > 0.05, got
+  assert list(after.documents) == [before.documents[row] for row in kept]
 
 
 def test_steps_that_have_run_are_skipped(large, tmp_path):
