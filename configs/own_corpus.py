@@ -113,7 +113,7 @@ def get_config(preset: str = ""):
 
   # ---- warm starts; the reader learns to copy from passages that hold the masked span ----
   c.mlm = dict(
-    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm, to replace a published BERT
+    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm; the reader starts from it
     steps=400,  # 0 skips it
     batch_size=64,  # masked sentences per step
     learning_rate=1e-3,  # peak
@@ -148,8 +148,8 @@ def get_config(preset: str = ""):
     # of realm_tf.pretrain_spans: a masked sentence retrieves another passage that holds its span
     workdir=run + "/recurring_spans",
     init=run + "/ict",  # workdir with the snapshots/ to start from
-    # for the last warm start; 0 skips it, then realm.init is that of ict. They add nothing to a
-    # published encoder
+    # for the last warm start; 0 skips it, and realm.init is that of ict. Recurring spans add
+    # nothing to a published encoder
     steps=600 if fresh else 0,
     batch_size=128,  # sentences per step
     learning_rate=5e-4,  # peak

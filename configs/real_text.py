@@ -119,7 +119,7 @@ def get_config(name: str):
 
   # ---- warm starts; the reader learns to copy from passages that hold the masked span ----
   c.mlm = dict(
-    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm, to replace a published BERT
+    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm; the reader starts from it
     steps=400,  # 0 skips it
     batch_size=64,  # masked sentences per step
     learning_rate=1e-3,  # peak

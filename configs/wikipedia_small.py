@@ -96,7 +96,7 @@ def get_config():
 
   # ---- warm starts; the reader learns to copy from passages that hold the masked span ----
   c.mlm = dict(
-    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm, to replace a published BERT
+    workdir=run + "/mlm",  # of realm_tf.pretrain_mlm; the reader starts from it
     steps=400,  # 0 skips it
     batch_size=64,  # masked sentences per step
     learning_rate=1e-3,  # peak
@@ -106,7 +106,8 @@ def get_config():
     log_every=100,  # steps between lines of metrics
     checkpoint_every=400,  # steps between checkpoints
   )
-  # a published encoder learns from short pieces that ask for their own, intact passage
+  # a published encoder learns from short pieces, each after its passage's title, that ask for their
+  # own, intact passage
   c.ict = dict(
     workdir=run + "/ict",  # of realm_tf.pretrain_ict
     steps=60,  # 0: the published encoder is the warm start
@@ -129,8 +130,8 @@ def get_config():
     # of realm_tf.pretrain_spans: a masked sentence retrieves another passage that holds its span
     workdir=run + "/recurring_spans",
     init=run + "/ict",  # workdir with the snapshots/ to start from
-    # for the last warm start; 0 skips it, then realm.init is that of ict. They add nothing to a
-    # published encoder
+    # for the last warm start; 0 skips it, and realm.init is that of ict. Recurring spans add
+    # nothing to a published encoder
     steps=0,
     batch_size=128,  # sentences per step
     learning_rate=5e-4,  # peak
@@ -183,7 +184,7 @@ def get_config():
     # draw the retrieved candidates at random from this many of the best; 0: take the best
     pool=0,
     drop_own_passage=True,  # a trivial retrieval
-    # share of each batch that keeps its own passages, which are not trivial for short queries
+    # share of each batch that keeps its own passages; after a title, queries find them easily
     own_passages=1.0,
     sampling="sentences",  # each once per epoch; "passages": one span of each, as released
     # marginalise each masked word piece separately (released code), not all jointly (paper)

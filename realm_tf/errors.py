@@ -34,5 +34,5 @@ def words_of(error: Exception) -> str:
     return f"{error.object!r} is not UTF-8, but file names must be. Rename it."
   lines = [plain(line).strip() for line in str(error).splitlines() if line.strip()]
   if isinstance(error, KeyError) and lines:  # its text is only the key
-    return f"there is no {lines[-1]}"
+    return f"missing key: {lines[-1]}"
   return lines[-1] if lines else type(error).__name__

@@ -129,7 +129,7 @@ def test_help_answers_before_anything_slow_is_imported(command):
 
 _SWITCHES = """
 import gc, json, logging, os, sys
-from realm_tf import cli, errors
+from realm_tf import cli
 assert "keras" not in sys.modules
 cli.set_switches(**json.loads(sys.argv[1]))
 cli.set_switches(**json.loads(sys.argv[1]))
@@ -175,7 +175,7 @@ def test_commands_do_not_start_jax():
   """Libraries that are imported would, because it is installed here."""
   program = """
 import importlib, sys
-from realm_tf import cli, errors
+from realm_tf import cli
 cli.set_switches()
 for name in sys.argv[1].split():
   importlib.import_module(name)
@@ -186,8 +186,6 @@ print(*[name for name in ("sklearn", "matplotlib", "jax", "bm25s") if name in sy
 
 
 def test_a_mistake_is_one_line_and_a_fault_is_a_traceback():
-  from realm_tf import errors
-
   def fails(error):
     def main(argv):
       raise error
@@ -210,7 +208,7 @@ def test_a_mistake_is_one_line_and_a_fault_is_a_traceback():
 
 _INTERRUPTED = """
 import os, signal, threading, time
-from realm_tf import cli, errors
+from realm_tf import cli
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 
@@ -245,7 +243,8 @@ cli._run({main})
   "error, wanted",
   [
     (errors.UserError("two\nlines"), "two\nlines"),
-    (KeyError("embedding_type"), "there is no 'embedding_type'"),
+    (KeyError("embedding_type"), "missing key: 'embedding_type'"),
+    (KeyError("a [while running 'B']"), "missing key: \"a [while running 'B']\""),
     (KeyError(), "KeyError"),
     (ValueError("first\n\nlast\n"), "last"),
     (ValueError(" "), "ValueError"),

@@ -34,7 +34,7 @@ if __name__ == "__main__":
   flags.DEFINE_integer(
     "train_steps", 0, "Steps of REALM to train, after all passages were annotated.", lower_bound=0
   )
-  flags.DEFINE_bool("compact", False, "At the end, delete documents, and drop their rows.")
+  flags.DEFINE_bool("compact", False, "At the end, delete some documents, and drop their rows.")
   cli.start("benchmarks.wikipedia_size.__main__")
 
 import tabulate
@@ -155,7 +155,10 @@ def serve(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str)
 
 
 def compact(steps: measuring.Steps, args, at: Callable[[str], str], snapshot: str) -> None:
-  """Drops deleted passages, which the index does not survive."""
+  """Deletes documents and drops their rows.
+
+  Runs last: the passages get new numbers, so the index no longer fits.
+  """
   if args.compact:
     steps.run("compact", corpus.compact, folder=at("passages"))
 

@@ -98,7 +98,11 @@ def open_corpus(folder: str) -> dict:
 
 
 def compact(folder: str) -> dict:
-  """Deletes the documents of every hundredth passage, then drops their rows."""
+  """Deletes the documents of every hundredth passage, then drops their rows.
+
+  A document is known by its id, or else by its title. Copies keep the title, so they are deleted
+  too if the documents of the source are known by title.
+  """
   from benchmarks.wikipedia_size import measuring
 
   table, names = passages.load(folder), f"{folder}.deleted.txt"
@@ -109,5 +113,5 @@ def compact(folder: str) -> dict:
   for name, flag in (("delete", f"--delete={names}"), ("compact", "--compact")):
     started = time.monotonic()
     gib = measuring.command("beam_jobs.update_passages", f"--passages={folder}", flag)
-    found |= {f"{name}: s": round(time.monotonic() - started, 1), f"{name}: GiB": round(gib, 2)}
+    found |= {f"{name} in s": round(time.monotonic() - started, 1), f"{name}'s GiB": round(gib, 2)}
   return {**found, "passages": len(passages.load(folder))}

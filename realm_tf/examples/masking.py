@@ -166,25 +166,38 @@ def keep_spans(queries: MaskedQueries, share: float, rng: np.random.Generator) -
   return dataclasses.replace(queries, ids=Ragged.of(ids, np.int32))
 
 
-def with_titles(
+def for_retriever(
   queries: MaskedQueries,
-  share: float,
   rng: np.random.Generator,
   *,
+  keep_span: float,
+  title_share: float,
   table: PassageTable,
   query_length: int,
   passage_length: int,
   title_length: int | None,
 ) -> MaskedQueries:
-  """Puts the title of their own passage before a random share of the queries; see `titled`.
+  """Returns the queries as the retriever sees them: some with their span, some after their title.
 
-  The result is for the retriever only, because its masks are not at `mask_positions`. A sentence
-  often says "he" or "the city"; the title says who or which.
+  A sentence often says "he" or "the city"; the title of its passage says who or which. The title
+  may contain the masked span. `mask_positions` are not moved.
+
+  Args:
+    queries: masked queries.
+    rng: draws which ones.
+    keep_span: share that shows the span; see `keep_spans`.
+    title_share: share that begins with the title of its own passage; see `titled`. Queries whose
+      own passage is unknown have no title.
+    table: the passages.
+    query_length: word pieces of packed queries.
+    passage_length: word pieces of packed passages.
+    title_length: most word pieces of a packed title; None means half of the passage.
   """
-  if not share:
+  queries = keep_spans(queries, keep_span, rng)
+  if not title_share:
     return queries
   ids, own = list(queries.ids), queries.own_passages[:, 0]
-  for row in np.flatnonzero((rng.random(len(own)) < share) & (own != NULL_PASSAGE)):
+  for row in np.flatnonzero((rng.random(len(own)) < title_share) & (own != NULL_PASSAGE)):
     ids[row] = titled(
       ids[row],
       table.title_ids[own[row]],

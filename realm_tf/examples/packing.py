@@ -54,12 +54,20 @@ def titled(
   *,
   query_length: int,
   passage_length: int,
-  title_length: int | None = None,
+  title_length: int | None,
 ) -> np.ndarray:
-  """Puts a passage's title before a query (word pieces [L], [T]), to make it about the passage.
+  """Puts a passage's title before a query.
+
+  Args:
+    query: [L] word pieces.
+    title: [T] word pieces.
+    query_length: word pieces of packed queries.
+    passage_length: word pieces of packed passages.
+    title_length: most word pieces of a packed title; None means half of the passage.
 
   Returns:
-    As much of the title as a packed passage has and the packed query has room for, and the query.
+    The query after the first word pieces of the title: as many as a packed passage shows, and as
+    fit into the packed query.
   """
   room = max(query_room(query_length) - len(query), 0)
   shown = min(room, title_room(passage_length, title_length))

@@ -37,7 +37,8 @@ class RecurringSpans:
     query_words: fewest and most words of a query, which is then a random run of words around the
       mask; if empty, the query is the whole sentence.
     keep_span: share of the queries that show the span instead of the mask.
-    title_share: share of the queries that begin with the title of their own passage.
+    title_share: share of the queries that begin with the title of their own passage, if it is
+      known.
     ict: supplies the part of a batch that is inverse cloze instead.
     ict_share: share of the batch that is inverse cloze; the whole batch if no span recurs.
 
@@ -96,10 +97,11 @@ class RecurringSpans:
     numbers = masking.draw_holders(queries, 1, rng)[:, 0]
     if self.query_words:
       queries = masking.crop_queries(queries, self.query_words, tokenizer=self.tokenizer, rng=rng)
-    shown = masking.with_titles(
-      masking.keep_spans(queries, self.keep_span, rng),
-      self.title_share,
+    shown = masking.for_retriever(
+      queries,
       rng,
+      keep_span=self.keep_span,
+      title_share=self.title_share,
       table=self.table,
       query_length=self.query_length,
       passage_length=self.passage_length,

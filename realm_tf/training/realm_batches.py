@@ -11,13 +11,7 @@ from realm_tf.corpus.candidates import NULL_PASSAGE
 from realm_tf.corpus.tokenization import Tokenizer
 from realm_tf.examples import packing
 from realm_tf.examples.masked_sentences import MaskedSentences
-from realm_tf.examples.masking import (
-  MaskedQueries,
-  crop_queries,
-  draw_holders,
-  keep_spans,
-  with_titles,
-)
+from realm_tf.examples.masking import MaskedQueries, crop_queries, draw_holders, for_retriever
 from realm_tf.examples.realm import evidence, realm_batch, unread_passages
 from realm_tf.retrieval import dense
 from realm_tf.storage import paths
@@ -55,8 +49,8 @@ class RealmSettings:
     query_words: fewest and most words of a query, a random window around the mask; empty means the
       whole sentence.
     keep_span: share of the queries that show the span to the retriever.
-    title_share: share of the queries that begin with the title of their own passage, for the
-      retriever.
+    title_share: share of the queries that begin, for the retriever, with the title of their own
+      passage, if it is known.
     with_holders: share of each batch whose masked span also occurs in other passages.
     num_candidates: candidates of each query, including the null passage, C.
     null_passage: whether the null passage is a candidate.
@@ -282,7 +276,7 @@ class Batches:
       indexed: finds the candidates that are not given.
       rng: random generator of all draws.
       keep_span: share of the queries that show the span to the retriever.
-      title_share: share of the queries that show their own passage's title to the retriever.
+      title_share: share of the queries that show the retriever the title of their own passage.
     """
     section, num = self.settings.realm, len(queries.ids)
     keeps_own = np.arange(num) >= num - round(section.own_passages * num)
@@ -292,10 +286,11 @@ class Batches:
     share = max(0.0, 1 - step / (section.anneal * max(section.steps, 1))) if section.anneal else 1.0
     given = np.where(rng.random(given.shape) < share, given, NULL_PASSAGE)
     lengths = self.settings.lengths
-    shown = with_titles(
-      keep_spans(queries, keep_span, rng),
-      title_share,
+    shown = for_retriever(
+      queries,
       rng,
+      keep_span=keep_span,
+      title_share=title_share,
       table=self.table,
       query_length=lengths.query_length,
       passage_length=lengths.passage_length,

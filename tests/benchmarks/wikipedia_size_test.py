@@ -78,7 +78,7 @@ def test_deleted_documents_are_compacted_away(large, tmp_path):
   kept = [row for row in rows if not deleted & {before.documents[row], before.titles[row]}]
   assert 0 < len(kept) < ROWS
   assert (got["passages before"], got["passages"]) == (ROWS, len(kept)), got
-  assert got["compact: s"] > 0 and got["compact: GiB"] > 0.05, got
+  assert got["compact in s"] > 0 and got["compact's GiB"] > 0.05, got
   assert list(after.documents) == [before.documents[row] for row in kept]
 
 

@@ -24,8 +24,8 @@ from realm_tf.examples.masking import (
   contains,
   crop_queries,
   draw_holders,
+  for_retriever,
   keep_spans,
-  with_titles,
 )
 from realm_tf.examples.realm import unread_passages
 from realm_tf.examples.sentences import crop
@@ -324,8 +324,8 @@ def test_queries_may_begin_with_the_title_of_their_own_passage(parts):
   own = queries.own_passages.copy()
   own[::4] = NULL_PASSAGE
   queries = dataclasses.replace(queries, own_passages=own)
-  lengths = dict(table=table, query_length=24, passage_length=44, title_length=None)
-  got = with_titles(queries, 0.5, np.random.default_rng(0), **lengths).ids
+  rest = dict(keep_span=0.0, table=table, query_length=24, passage_length=44, title_length=None)
+  got = for_retriever(queries, np.random.default_rng(0), title_share=0.5, **rest).ids
   with_title = []
   for row, (before, after) in enumerate(zip(queries.ids, got, strict=True)):
     added = len(after) - len(before)
@@ -335,7 +335,24 @@ def test_queries_may_begin_with_the_title_of_their_own_passage(parts):
     assert added in (0, min(len(title), 22 - len(before), 20)), "as much as there is room for"
     with_title.append(added > 0)
   assert not any(with_title[::4]) and 14 < sum(with_title) < 34, "about half of 48"
-  assert with_titles(queries, 0.0, np.random.default_rng(0), **lengths) is queries
+  assert for_retriever(queries, np.random.default_rng(0), title_share=0.0, **rest) is queries
+
+
+def test_recurring_spans_begin_with_titles(parts):
+  """Every query begins with the title of its own passage; the passages are the same."""
+  table, tokenizer, data = parts
+  titled, plain = (
+    recurring_spans.RecurringSpans(
+      data, table, tokenizer=tokenizer, query_length=24, passage_length=44, title_share=share
+    ).batch(3, batch_size=16, seed=0)
+    for share in (1.0, 0.0)
+  )
+  np.testing.assert_array_equal(titled["passage_ids"], plain["passage_ids"])
+  queries = data.batch(3, batch_size=16, seed=0, with_holders=1.0)
+  for row, number in enumerate(queries.own_passages[:, 0]):
+    title, query = table.title_ids[number], queries.ids[row]
+    whole = np.concatenate([title[: 22 - len(query)], query])
+    np.testing.assert_array_equal(titled["query_ids"][row, 1 : 1 + len(whole)], whole)
 
 
 def test_recurring_spans_keep_their_spans_in_a_share_of_the_queries(made, parts):
