@@ -12,7 +12,6 @@ run it again with the same workdir to resume.
 
 import dataclasses
 import os
-from collections.abc import Mapping
 
 from realm_tf import cli
 
@@ -28,7 +27,7 @@ from realm_tf.models import snapshots
 from realm_tf.models.masked_reader import MaskedReader
 from realm_tf.models.realm import RealmModel, check_loss
 from realm_tf.models.retriever import Retriever
-from realm_tf.retrieval import dense
+from realm_tf.retrieval import dense, index
 from realm_tf.storage import artifacts
 from realm_tf.training import (
   loop,
@@ -97,16 +96,6 @@ def pretrain(config, workdir: str) -> str:
     realm_measures.tell_start(model, batches, first)
 
   # ---- REALM, with refreshes (section 3.3)
-  def write_snapshot(root: str, step: int, details: Mapping) -> str:
-    return snapshots.publish(
-      root,
-      step,
-      {"retriever": retriever, "reader": reader},
-      tokenizer=tokenizer,
-      made_by="pretrain",
-      details=details,
-    )
-
   last = refreshed_training.train_with_refresh(
     model,
     lambda step, indexed: batches.realm(step, indexed=indexed),
@@ -117,14 +106,14 @@ def pretrain(config, workdir: str) -> str:
     first=first,
     job=job,
     every_steps=every_steps,
-    write_snapshot=write_snapshot,
+    write_snapshot=snapshots.publisher(
+      {"retriever": retriever, "reader": reader}, tokenizer=tokenizer, made_by="pretrain"
+    ),
     recall=realm_measures.recall_of(batches, dev_clozes=dev_clozes),
   )
 
   # ---- Last index
-  refresh.make_index(
-    job, snapshots=os.path.join(workdir, "snapshots"), indexes=os.path.join(workdir, "indexes")
-  )
+  refresh.make_index(job, workdir)
   return last
 
 
@@ -139,13 +128,11 @@ def first_index(
     ArtifactError: there is no snapshot.
     UserError: the job that builds the index failed.
   """
-  roots = {name: os.path.join(init, name) for name in ("snapshots", "indexes")}
   snapshot = snapshots.newest(
     init, advice="run realm_tf.pretrain_ict first (steps=0 gives a fresh retriever)."
   )
-  folder = artifacts.step_folder(roots["indexes"], artifacts.step_of(snapshot))
-  refresh.make_index(job, **roots)
-  found = dense.load(folder, table=table, snapshot=snapshot)
+  refresh.make_index(job, init)
+  found = dense.load(index.folder_of(init, snapshot), table=table, snapshot=snapshot)
   return dataclasses.replace(found, step=0)
 
 

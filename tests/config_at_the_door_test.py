@@ -129,7 +129,7 @@ def test_a_trainer_reads_its_config_in_one_function_and_keeps_none(
     batch_of(0)  # batches are made without it, too
 
   monkeypatch.setattr(loop, "train", instead_of_training)
-  monkeypatch.setattr(refresh, "make_index", lambda job, **roots: None)  # the first is there
+  monkeypatch.setattr(refresh, "make_index", lambda job, workdir: None)  # the first is there
   readers.clear()  # the test's own reads
   with eagerly():
     trainer(config, str(tmp_path))

@@ -94,12 +94,12 @@ def publish_index(folder, rows, *, config=None, num_shards=3, passages=None, sna
   return folder
 
 
-def make_index(job: refresh.RefreshJob, *, snapshots: str, indexes: str) -> None:
+def make_index(job: refresh.RefreshJob, workdir: str) -> None:
   """Does what `refresh.make_index` does, without the seconds that starting a process takes."""
   refresh_index.refresh_newest(
-    snapshots=snapshots,
+    snapshots=os.path.join(workdir, "snapshots"),
     passages=job.passages,
-    indexes=indexes,
+    indexes=os.path.join(workdir, "indexes"),
     config=IndexConfig(),
     keep=2,
     embed=lambda folder, **what: embed_passages.embed(folder, **what, jit_compile=False),

@@ -651,7 +651,7 @@ def test_the_index_that_is_evaluated_is_computed_in_float32(toy, tmp_path, monke
     lambda command, **how: seen.append(command) or refresh.subprocess.CompletedProcess(command, 0),
   )
   job = settings.refresh_job(toy.config(refresh__job_args=job_args))
-  refresh.make_index(job, snapshots="S", indexes="I")
+  refresh.make_index(job, "W")
   ours, _, beam = " ".join(seen[0]).partition(" -- ")
   assert ours.endswith(" --nomixed_precision") and beam == " ".join(job_args).partition("-- ")[2]
   assert ours.split().index("--nomixed_precision") > max(

@@ -47,7 +47,7 @@ def trained_on(toy, workdir: str, **values) -> list[dict[str, np.ndarray]]:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, "train", recorded)
     # the first exists, and the last is not used
-    patch.setattr(refresh, "make_index", lambda job, **what: None)
+    patch.setattr(refresh, "make_index", lambda job, workdir: None)
     with eagerly():
       pretrain.pretrain(config, workdir)
   return seen

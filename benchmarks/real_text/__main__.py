@@ -149,8 +149,7 @@ class Benchmark:
     snapshot = snapshots.newest(workdir, advice="run the same command again.")
     folder = index.folder_of(workdir, snapshot)
     if not artifacts.is_complete(folder):
-      roots = [os.path.join(workdir, name) for name in ("snapshots", "indexes")]
-      refresh.make_index(self.job, snapshots=roots[0], indexes=roots[1])
+      refresh.make_index(self.job, workdir)
     return {"snapshot": snapshot, "index": folder}
 
   def _rank_stage(self, seed: int, half: str, key: str, retriever: Mapping[str, str]) -> Stage:

@@ -3,7 +3,7 @@
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import keras
 
@@ -60,6 +60,34 @@ def publish(
     staged.content = artifacts.fingerprint_of(digests)
     staged.details = {"step": step, "made_by": made_by, **tokenizer.details, **details}
   return folder
+
+
+def publisher(
+  models: Mapping[str, keras.Model],
+  *,
+  tokenizer: Tokenizer,
+  made_by: str,
+  details: Mapping = {},
+  inputs: Mapping[str, str] = {},
+) -> Callable[[str, int, Mapping], str]:
+  """Returns a function that publishes the models as they then are, for trainers.
+
+  It takes root, step and further fields of info.json, and returns the snapshot's folder. See
+  `publish` for the arguments.
+  """
+
+  def write_snapshot(root: str, step: int, more: Mapping) -> str:
+    return publish(
+      root,
+      step,
+      models,
+      tokenizer=tokenizer,
+      made_by=made_by,
+      details={**details, **more},
+      inputs=inputs,
+    )
+
+  return write_snapshot
 
 
 def newest(workdir: str, *, advice: str) -> str:

@@ -6,7 +6,7 @@ pieces and a final [SEP].
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -65,16 +65,13 @@ def finetune(
   data = Examples(rows, reader, tokenizer)
 
   # ---- Training
-  def write_snapshot(root: str, step: int, more: Mapping) -> str:
-    return snapshots.publish(
-      root,
-      step,
-      {"reader": reader},
-      tokenizer=tokenizer,
-      made_by="finetune",
-      details={**fine_tuned(CLOSED_BOOK), **more},
-      inputs={"passages": passages_folder},
-    )
+  write_snapshot = snapshots.publisher(
+    {"reader": reader},
+    tokenizer=tokenizer,
+    made_by="finetune",
+    details=fine_tuned(CLOSED_BOOK),
+    inputs={"passages": passages_folder},
+  )
 
   def restore(folder: str) -> None:
     reader.set_weights(snapshots.load_model(folder, "reader").get_weights())

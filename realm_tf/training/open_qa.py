@@ -229,18 +229,14 @@ def train_both_towers(
   first = dense.load(index.folder_of(how.retriever, base), table=data.table, snapshot=base)
 
   # ---- Training, with refreshes
-  def write_snapshot(root: str, step: int, more: Mapping) -> str:
-    # The snapshot has its own index.
-    details = {**fine_tuned(DENSE, num_read=how.num_read, index_snapshot=None), **more}
-    return snapshots.publish(
-      root,
-      step,
-      {"retriever": retriever, "reader": data.reader},
-      tokenizer=data.tokenizer,
-      made_by="finetune",
-      details=details,
-      inputs={"passages": how.passages},
-    )
+  write_snapshot = snapshots.publisher(
+    {"retriever": retriever, "reader": data.reader},
+    tokenizer=data.tokenizer,
+    made_by="finetune",
+    # the snapshot has its own index
+    details=fine_tuned(DENSE, num_read=how.num_read, index_snapshot=None),
+    inputs={"passages": how.passages},
+  )
 
   def over(asked: QaExamples, now: dense.IndexedRetriever, num: int) -> QaExamples:
     assert isinstance(now, EmbeddedIndex), "`prepare` below makes one of each index"
@@ -273,9 +269,7 @@ def train_both_towers(
   )
 
   # ---- Last index
-  refresh.make_index(
-    job, snapshots=os.path.join(workdir, "snapshots"), indexes=os.path.join(workdir, "indexes")
-  )
+  refresh.make_index(job, workdir)
   return last
 
 

@@ -71,8 +71,8 @@ class RefreshJob:
     ]
 
 
-def make_index(job: RefreshJob, *, snapshots: str, indexes: str) -> None:
-  """Makes the newest snapshot's index in a subprocess and waits for it.
+def make_index(job: RefreshJob, workdir: str) -> None:
+  """Makes the index of the newest of W/snapshots in W/indexes, in a subprocess, and waits for it.
 
   Returns at once if the index exists. The index serves for resuming or evaluation, so it is always
   computed in float32, regardless of `job.args`.
@@ -80,7 +80,11 @@ def make_index(job: RefreshJob, *, snapshots: str, indexes: str) -> None:
   Raises:
     UserError: the job failed; see its output above.
   """
-  command = job.command("--nomixed_precision", snapshots=snapshots, indexes=indexes)
+  command = job.command(
+    "--nomixed_precision",
+    snapshots=os.path.join(workdir, "snapshots"),
+    indexes=os.path.join(workdir, "indexes"),
+  )
   # It has its own process group, and ends with this process, however that ends.
   done = subprocess.run(command, check=False, start_new_session=True)
   if done.returncode:

@@ -67,14 +67,10 @@ def train_retriever(
   Raises:
     UserError: eval_every is not a multiple of log_every, or nothing is held out.
   """
-  retriever, details = model.retriever, {}
-
-  def write_snapshot(root: str, step: int, details: Mapping) -> str:
-    return snapshots.publish(
-      root, step, {"retriever": retriever}, tokenizer=tokenizer, made_by=made_by, details=details
-    )
-
-  best = None
+  retriever, details, best = model.retriever, {}, None
+  write_snapshot = snapshots.publisher(
+    {"retriever": retriever}, tokenizer=tokenizer, made_by=made_by
+  )
   if eval_every % schedule.log_every:
     raise UserError(
       f"eval_every is {eval_every}; it must be a multiple of log_every, {schedule.log_every}, or 0."
