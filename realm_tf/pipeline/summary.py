@@ -143,15 +143,23 @@ def describe_new_article(found: Mapping) -> str:
   return "\n".join(lines)
 
 
+def describe_refreshes(summary: Mapping) -> str:
+  """Formats how old the index was that REALM trained with."""
+  age = f"at most {summary['max_index_age_steps']} steps old"
+  if not summary["refreshes"]:
+    return f"REALM trained with its first index, which was {age}."
+  plural = "" if summary["refreshes"] == 1 else "es"
+  return (
+    f"{summary['refreshes']} index refresh{plural} ran during {summary['steps_during_refreshes']} "
+    f"training steps; the index in use was {age}, and at most {summary['max_staleness_steps']} "
+    "behind the newest snapshot."
+  )
+
+
 def show(summary: Mapping, run_dir: str) -> None:
   """Prints the summary."""
   secs = summary["wall_secs"]
-  print(
-    f"\n{table_of(summary)}\n\n{summary['refreshes']} index refreshes ran during "
-    f"{summary['steps_during_refreshes']} training steps; the index in use was at most "
-    f"{summary['max_index_age_steps']} steps old, and at most "
-    f"{summary['max_staleness_steps']} behind the newest snapshot."
-  )
+  print(f"\n{table_of(summary)}\n\n{describe_refreshes(summary)}")
   print(
     f"{sum(secs.values()) / 60:.1f} minutes, most in: "
     + ", ".join(
